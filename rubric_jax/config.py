@@ -1,0 +1,266 @@
+"""A run's configuration: frozen dataclasses, parsed once and strictly from a ConfigDict.
+
+A config file returns plain values,
+
+  def get_config():
+      config = rubric_jax.config.default()        # every field below, ready for --config.x.y=value
+      config.model.checkpoint = "path/to/llava"
+      config.objective = {"dpo": {"weight": 1.0, "win": "chosen", "lose": "rejected", "beta": 0.1}}
+      return config
+
+and `build` turns it into a `Config`. An unknown key, a wrong type or a value out of range raises a
+ValueError that names the field and the nearest match. Below the command line nothing sees a
+ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import types as python_types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    family: str = "llava"
+    checkpoint: str = ""  # Hugging Face directory (or hub name) with weights, tokenizer, processor
+    reference: str = ""  # where the frozen reference comes from; "" = the same checkpoint
+    dtype: str = "float32"  # of the computation: float32 or bfloat16
+    param_dtype: str = "float32"  # of the parameters and the optimizer's moments
+    remat: str = (
+        "full"  # none: keep activations; dots: keep matmul results; full: keep layer inputs
+    )
+    logps_chunk: int = 128  # response positions per instance whose logits exist at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    path: str = ""  # JSON Lines, JSON, Parquet, a saved `datasets` directory, or a hub name
+    eval_path: str = ""  # the same, held out; "" = none
+    split: str = "train"  # of a hub name or a saved DatasetDict
+    eval_split: str = "test"
+    cache: str = ""  # prepared records and reference log-probabilities; "" = WORKDIR/cache
+    branches: tuple[str, ...] = ("chosen", "rejected")  # see types.Layout
+    axes: tuple[str, ...] = ()  # names of the reward axes, in order; A = len(axes)
+    max_prompt: int = 2048  # tokens, image tokens included; longer prompts are dropped and counted
+    max_response: int = 1024  # tokens; longer responses are cut and counted
+    buckets: int = 3  # padded shapes at most; each costs one compilation
+    max_image_pixels: int = 50_000_000  # decoded width x height beyond which an image is refused
+    confine_images: bool = False  # refuse image paths that leave the data file's directory
+    workers: int = 0  # loader processes; 0 = load in the training process
+    prefetch: int = 2  # batches ready ahead of the step (per worker)
+    seed: int = 0  # of the shuffle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    name: str = "adamw"  # adamw, adafactor, lion, muon
+    learning_rate: float = 1e-6
+    schedule: str = "cosine"  # constant, linear, cosine
+    warmup: float = 0.03  # share of the steps
+    end: float = 0.0  # final learning rate as a share of the peak
+    knobs: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # passed to optax: b1, b2, ...
+    clip: float = 1.0  # global gradient norm; 0 = no clipping
+    weight_decay: float = 0.0
+    # Ordered (regex over parameter paths, value); the first match wins.
+    decay: tuple = ((r".*/kernel", 1.0), (r".*", 0.0))  # multiplier of weight_decay
+    scale: tuple = ((r".*", 1.0),)  # multiplier of the learning rate
+    trainable: tuple = ((r".*", True),)  # False = frozen: no gradient, no optimizer state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    steps: int = 0  # 0 = one epoch, or `epochs`
+    epochs: float = 1.0  # used when steps is 0
+    batch_size: int = 8  # instances per step, over all devices
+    accumulate: int = 1  # microbatches per step
+    # cache: reference log-probabilities computed once and stored; step: computed from a second,
+    # frozen tree in every step; none: for objectives without a reference.
+    reference: str = "cache"
+    log_every: int = 10  # steps
+    eval_every: int = 0  # steps; 0 = only at the end
+    checkpoint_every: int = 200  # steps
+    keep: int = 2  # newest checkpoints kept
+    keep_best: int = 0  # and the best by `best_metric` on the held-out data
+    best_metric: str = "accuracy"
+    best_mode: str = "max"  # max or min
+    tensorboard: bool = True
+    wandb_project: str = ""  # "" = off; needs the wandb package
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    data: int = -1  # -1 = the devices that fsdp and tensor leave
+    fsdp: int = 1
+    tensor: int = 1
+    # Several processes (a TPU pod, or GPUs on several hosts): jax.distributed.
+    distributed: bool = False
+    coordinator: str = ""  # host:port; "" = found by jax (TPU pods, SLURM, ...)
+    processes: int = 0  # 0 = found by jax
+    process: int = -1  # this process's index; -1 = found by jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    model: Model = Model()
+    data: Data = Data()
+    # {name: {term: (default: the name), weight: 1.0, <knobs of the term>}}, see objectives/
+    objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    seed: int = 0
+
+
+_CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
+    "train.reference": ("cache", "step", "none"),
+    "train.best_mode": ("max", "min"),
+}
+_AT_LEAST = {
+    "model.logps_chunk": 1,
+    "data.max_prompt": 1,
+    "data.max_response": 1,
+    "data.buckets": 1,
+    "data.workers": 0,
+    "data.max_image_pixels": 1,
+    "optimizer.learning_rate": 0,
+    "optimizer.clip": 0,
+    "optimizer.weight_decay": 0,
+    "train.steps": 0,
+    "train.batch_size": 1,
+    "train.accumulate": 1,
+    "train.log_every": 1,
+    "train.checkpoint_every": 1,
+    "train.keep": 1,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+}
+
+
+def default() -> ml_collections.ConfigDict:
+    """All fields with their defaults; a config file edits and returns it."""
+    config = ml_collections.ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
+    for key in ("objective",):
+        config[key].unlock()
+    config.optimizer.knobs.unlock()
+    return config
+
+
+def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """Parses plain values into a Config; ValueError names the field that is wrong."""
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    config = _parse(Config, values, "")
+    flat = {
+        f"{group.name}.{field.name}": getattr(getattr(config, group.name), field.name)
+        for group in dataclasses.fields(config)
+        if dataclasses.is_dataclass(getattr(config, group.name))
+        for field in dataclasses.fields(getattr(config, group.name))
+    }
+    for key, choices in _CHOICES.items():
+        if flat[key] not in choices:
+            raise ValueError(
+                f"config.{key} is {flat[key]!r}; it must be {one_of(flat[key], choices)}"
+            )
+    for key, least in _AT_LEAST.items():
+        if flat[key] < least:
+            raise ValueError(f"config.{key} is {flat[key]}; it must be at least {least}.")
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested values, as written beside a checkpoint; `build` reads them back."""
+    return dataclasses.asdict(config)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """'train.steps: 10 -> 20' for every leaf in which two plain configs differ."""
+    lines = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif _plain(a) != _plain(b):
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def bind(table: Mapping[str, Callable], name: str, knobs: Mapping[str, Any], *, what: str):
+    """Checks a name and its knobs against a table of functions, before any device work.
+
+    Knobs are the keyword-only parameters of the function. Returns the function; raises ValueError
+    on an unknown name, an unknown knob or a missing knob, with the nearest match.
+    """
+    if name not in table:
+        raise ValueError(f"Unknown {what} {name!r}; it must be {one_of(name, table)}")
+    parameters = {
+        key: p
+        for key, p in inspect.signature(table[name]).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for knob in knobs:
+        if knob not in parameters:
+            raise ValueError(
+                f"{what} {name!r} has no knob {knob!r}; it must be {one_of(knob, parameters)}"
+            )
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in knobs]
+    if missing:
+        raise ValueError(f"{what} {name!r} needs the knob(s) {', '.join(missing)}.")
+    return table[name]
+
+
+def one_of(found: Any, options) -> str:
+    """'one of a, b, c. Did you mean 'b'?' for error messages."""
+    options = [str(option) for option in options]
+    near = difflib.get_close_matches(str(found), options, n=1)
+    return f"one of {', '.join(options)}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+def _parse(cls, values: Any, prefix: str):
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config.{prefix.rstrip('.')} must be a group of fields, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"Unknown field config.{prefix}{key}; it must be {one_of(key, hints)}")
+    parsed = {}
+    for key, value in values.items():
+        hint, where = hints[key], f"{prefix}{key}"
+        if dataclasses.is_dataclass(hint):
+            parsed[key] = _parse(hint, value, where + ".")
+        else:
+            parsed[key] = _coerce(value, hint, where)
+    return cls(**parsed)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    origin = typing.get_origin(hint) or hint
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+    if isinstance(hint, python_types.UnionType):
+        raise TypeError(f"Unsupported field type {hint} at {where}.")
+    expected = Mapping if origin is Mapping or origin.__name__ == "Mapping" else origin
+    if isinstance(value, bool) and expected is not bool or not isinstance(value, expected):
+        raise ValueError(
+            f"config.{where} is {value!r} ({type(value).__name__}); it must be of type "
+            f"{getattr(origin, '__name__', origin)}."
+        )
+    return dict(value) if expected is Mapping else value
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

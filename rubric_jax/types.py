@@ -1,0 +1,132 @@
+"""The nouns of the project, as frozen records and pytrees.
+
+Axis letters, used in every shape comment:
+
+  B  instances (one instruction with its media)     N  branches (one response under one context)
+  K  sampled responses of an instance               M  contexts (an instruction with its media)
+  C  criteria of a rubric, padded                   T  response tokens
+  A  reward axes, fixed for a run                   P  prompt tokens, media included
+  D, V  model width, vocabulary                     G  image groups (see `Batch.media`)
+
+A preference pair is the case N = 2 of "N responses, each read under one of M contexts":
+
+  branches                                       contexts              context_of
+  ("chosen", "rejected")                         ("clean",)            (0, 0)
+  ("chosen", "rejected", "chosen@corrupted")     ("clean", "corrupted")  (0, 0, 1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Params = Mapping[str, Any]  # nested dicts of arrays, addressed by '/'-paths (see paths.py)
+
+CLEAN = "clean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which branches a run compares, and under which context each is read. Static: part of jit keys.
+
+    Build it with `Layout.of(("chosen", "rejected@corrupted"))`: a name without '@' is read under
+    `clean`; contexts are numbered in order of first use.
+    """
+
+    contexts: tuple[str, ...]  # M names
+    branches: tuple[str, ...]  # N names, `response` or `response@context`
+    context_of: tuple[int, ...]  # N indices into contexts
+
+    @classmethod
+    def of(cls, branches: tuple[str, ...]) -> Layout:
+        if not branches:
+            raise ValueError("A layout needs at least one branch, such as ('chosen', 'rejected').")
+        if len(set(branches)) != len(branches):
+            raise ValueError(f"Branch names must differ: {branches}.")
+        names = [split_branch(branch)[1] for branch in branches]
+        contexts = tuple(dict.fromkeys(names))
+        return cls(contexts, tuple(branches), tuple(contexts.index(name) for name in names))
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The response that each branch reads: 'chosen' for 'chosen@corrupted'."""
+        return tuple(split_branch(branch)[0] for branch in self.branches)
+
+    def index(self, branch: str) -> int:
+        """Position of a branch by name; a name written with '@clean' is the plain one."""
+        response, context = split_branch(branch)
+        for n, name in enumerate(self.branches):
+            if split_branch(name) == (response, context):
+                return n
+        raise ValueError(f"No branch {branch!r} in this run; it has {', '.join(self.branches)}.")
+
+    def branches_of(self, context: int) -> tuple[int, ...]:
+        return tuple(n for n, m in enumerate(self.context_of) if m == context)
+
+
+def split_branch(branch: str) -> tuple[str, str]:
+    """'chosen@corrupted' -> ('chosen', 'corrupted'); 'chosen' -> ('chosen', 'clean')."""
+    response, _, context = branch.partition("@")
+    return response, context or CLEAN
+
+
+class Labels(NamedTuple):
+    """What is known about the branches of each instance."""
+
+    rewards: Array  # float32 [B, N, A], in [0, 1]; 0 where nothing is known
+    weight: Array  # float32 [B], >= 0; multiplies the loss of the instance
+    margin: Array  # float32 [B]; subtracted from the logit of terms that use it
+    axis: Array  # int32 [B]; the axis that ordered the pair
+
+
+class Batch(NamedTuple):
+    """One step's data. A row of zeros everywhere (weight and masks too) is padding.
+
+    prompts are right-padded; `prompt_lengths` says how much of each is real. Image placeholders are
+    already expanded: a prompt position either holds a text token or one image feature.
+
+    media is the family's own pytree. For families with images it is
+      pixels  float32 [G, I, ...]  the distinct images of each of G groups of B/G consecutive rows
+      index   int32 [B, M, P]      per prompt position the feature of its group's table, -1 for text
+    so that the vision tower sees each distinct image of a group once, and a gather stays on the
+    device that holds the group (G = data shards of the mesh x gradient accumulation).
+    """
+
+    prompts: Array  # int32 [B, M, P]
+    prompt_lengths: Array  # int32 [B, M]
+    media: Mapping[str, Array]
+    responses: Array  # int32 [B, N, T]
+    mask: Array  # float32 [B, N, T], token weights; 0 = padding; an absent branch is all 0
+    labels: Labels
+    ref_logps: Array | None = None  # float32 [B, N, T] in nats, or None: computed in the step
+
+
+class Logps(NamedTuple):
+    """Token log-probabilities of every branch; what objectives read."""
+
+    policy: Array  # float32 [B, N, T] in nats
+    ref: Array  # float32 [B, N, T] in nats, no gradient; zeros if the objective needs none
+    mask: Array  # float32 [B, N, T]
+
+    def ratio(self, branch: int) -> Array:
+        """log pi(y|x) - log pi_ref(y|x) of one branch, summed over its tokens. [B], nats."""
+        return jnp.sum((self.policy - self.ref)[:, branch] * self.mask[:, branch], axis=-1)
+
+    def total(self, branch: int) -> Array:
+        """log pi(y|x) of one branch, summed over its tokens. [B], nats."""
+        return jnp.sum(self.policy[:, branch] * self.mask[:, branch], axis=-1)
+
+    def length(self, branch: int) -> Array:
+        """Token weight of one branch. [B], tokens."""
+        return jnp.sum(self.mask[:, branch], axis=-1)
+
+    def present(self, *branches: int) -> Array:
+        """1.0 for instances that have all of these branches, else 0.0. [B]."""
+        has = jnp.any(self.mask[:, jnp.asarray(branches)] != 0, axis=-1)
+        return jnp.all(has, axis=-1).astype(jnp.float32)
