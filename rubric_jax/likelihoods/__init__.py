@@ -1,0 +1,1 @@
+"""Token log-probabilities of branches."""

@@ -1,0 +1,166 @@
+"""A causal decoder (Llama's) over rows of one shared prefix and several branches.
+
+Depth is scanned: parameters of all layers are stacked on a leading axis, and a 40-layer model
+compiles as one layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rubric_jax import types
+from rubric_jax.models import attention, layers
+
+Array = types.Array
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+    key_heads: int
+    head_size: int
+    mlp: int
+    activation: str
+    norm_eps: float
+    frequencies: tuple[float, ...]  # rotary, radians per position; head_size / 2 of them
+    attention_bias: bool
+    mlp_bias: bool
+    tied: bool  # the unembedding is the embedding
+
+
+class Attention(nn.Module):
+    config: Config
+    attend: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, cache, tables: attention.Tables):
+        c = self.config
+        linear = functools.partial(layers.Linear, dtype=self.dtype, bias=c.attention_bias)
+        q = linear((c.width,), (c.heads, c.head_size), name="q")(x)
+        k = linear((c.width,), (c.key_heads, c.head_size), name="k")(x)
+        v = linear((c.width,), (c.key_heads, c.head_size), name="v")(x)
+        q, k = (layers.rotate(y, tables.angles) for y in (q, k))
+        out, cache = self.attend(q, k, v, cache, tables)
+        return linear((c.heads, c.head_size), (c.width,), name="o")(out), cache
+
+
+class Block(nn.Module):
+    config: Config
+    attend: Callable
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, cache, tables: attention.Tables):
+        c, dtype = self.config, self.dtype
+        x = layers.shard_rows(x)
+        h = layers.RMSNorm(c.norm_eps, dtype, name="attn_norm")(x)
+        h, cache = Attention(c, self.attend, dtype, name="attn")(h, cache, tables)
+        x = x + h
+        h = layers.RMSNorm(c.norm_eps, dtype, name="mlp_norm")(x)
+        linear = functools.partial(layers.Linear, dtype=dtype, bias=c.mlp_bias)
+        gate = layers.ACTIVATIONS[c.activation](linear((c.width,), (c.mlp,), name="gate")(h))
+        h = gate * linear((c.width,), (c.mlp,), name="up")(h)
+        return x + linear((c.mlp,), (c.width,), name="down")(h), cache
+
+
+class Decoder(nn.Module):
+    """Embeddings [R, S, D] -> hidden states [R, S, D] and what `attend` keeps of every layer.
+
+    `attend` is one of attention.tree, attention.prefill, attention.decode.
+    """
+
+    config: Config
+    dtype: jnp.dtype
+    remat: str = "none"
+    attend: Callable = attention.tree
+
+    def setup(self):
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", init, (c.vocab, c.width))
+        if not c.tied:
+            self.unembedding = self.param("unembedding", init, (c.width, c.vocab))
+        policy = REMAT[self.remat]
+        block = nn.remat(Block, prevent_cse=False, policy=policy) if policy else Block
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=c.depth,
+        )
+        self.layers = stack(c, self.attend, self.dtype)
+        self.norm = layers.RMSNorm(c.norm_eps, self.dtype)
+
+    def __call__(self, x: Array, cache, tables: attention.Tables):
+        x, cache = self.layers(layers.shard_rows(x), cache, tables)
+        return self.norm(x), cache
+
+    def embed(self, ids: Array) -> Array:
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def unembed(self) -> Array:
+        """[D, V]."""
+        kernel = self.embedding.T if self.config.tied else self.unembedding
+        return kernel.astype(self.dtype)
+
+    def initialise(self) -> None:
+        """Touches every parameter; `nn.Module.init` runs it on toy shapes."""
+        tables = attention.Tables(
+            angles=jnp.zeros((1, 1, self.config.head_size // 2)),
+            valid=jnp.ones((1, 1), bool),
+            own=jnp.ones((0, 0), bool),
+        )
+        self(self.embed(jnp.zeros((1, 1), int)), None, tables)
+
+
+def angles(config: Config, positions: Array) -> Array:
+    """Rotary angles. positions: int [R, S] -> float32 [R, S, head_size / 2]."""
+    frequencies = jnp.asarray(config.frequencies, jnp.float32)
+    return positions[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
+
+
+def frequencies(head_size: int, theta: float, scaling: dict) -> tuple[float, ...]:
+    """Rotary frequencies of a checkpoint's `rope_parameters`: default, linear or llama3 scaling."""
+    base = theta ** (-np.arange(0, head_size, 2, dtype=np.float32) / head_size)
+    kind = scaling.get("rope_type", "default")
+    if kind == "default":
+        return tuple(base.tolist())
+    factor = scaling["factor"]
+    if kind == "linear":
+        return tuple((base / factor).tolist())
+    if kind != "llama3":
+        raise ValueError(f"Rotary scaling {kind!r} is not one of default, linear, llama3.")
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelengths = 2 * math.pi / base
+    turns = scaling["original_max_position_embeddings"] / wavelengths
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return tuple(((1 - smooth) * base / factor + smooth * base).tolist())
+
+
+def flops(config: Config, prefix: int, branches: int, length: int) -> float:
+    """Multiply-adds, times two, of one row's forward pass through the layers (head excluded)."""
+    c = config
+    heads = 2 * c.heads * c.head_size
+    per_token = 2 * c.width * (heads + 2 * c.key_heads * c.head_size + 3 * c.mlp)
+    tokens = prefix + branches * length
+    pairs = prefix * prefix / 2 + branches * length * (prefix + length / 2)
+    return c.depth * (tokens * per_token + 2 * heads * pairs)

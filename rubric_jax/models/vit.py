@@ -1,0 +1,119 @@
+"""A vision transformer (CLIP's): images to one vector per patch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rubric_jax import types
+from rubric_jax.models import layers
+
+Array = types.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    image: int  # pixels on a side
+    patch: int
+    channels: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    activation: str
+    norm_eps: float
+
+    @property
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
+
+
+class Attention(nn.Module):
+    config: Config
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width, heads = self.config.width, self.config.heads
+        split = (heads, width // heads)
+        q, k, v = (
+            layers.Linear((width,), split, self.dtype, bias=True, name=name)(x) for name in "qkv"
+        )  # [I, L, H, h]
+        scores = jnp.einsum("iqhd,ikhd->ihqk", q, k, preferred_element_type=jnp.float32)
+        probs = jax.nn.softmax(scores * split[1] ** -0.5, axis=-1).astype(self.dtype)
+        out = jnp.einsum("ihqk,ikhd->iqhd", probs, v)
+        return layers.Linear(split, (width,), self.dtype, bias=True, name="o")(out)
+
+
+class Block(nn.Module):
+    config: Config
+    dtype: jnp.dtype
+    collect: bool
+
+    @nn.compact
+    def __call__(self, x: Array, _: None) -> tuple[Array, Array | None]:
+        c, dtype = self.config, self.dtype
+        h = layers.LayerNorm(c.norm_eps, dtype, name="attn_norm")(x)
+        x = x + Attention(c, dtype, name="attn")(h)
+        h = layers.LayerNorm(c.norm_eps, dtype, name="mlp_norm")(x)
+        h = layers.Linear((c.width,), (c.mlp,), dtype, bias=True, name="up")(h)
+        h = layers.ACTIVATIONS[c.activation](h)
+        x = x + layers.Linear((c.mlp,), (c.width,), dtype, bias=True, name="down")(h)
+        return x, x if self.collect else None
+
+
+class ViT(nn.Module):
+    """pixels [I, H, W, channels] -> features [I, 1 + patches, width * len(depths)].
+
+    Features are the tokens after each of `depths` layers (0 = the embeddings), side by side; token
+    0 is the class token. The stack is as deep as its parameters, which the caller may have sliced to
+    max(depths). The checkpoint's final norm is kept among the parameters, but patch features never
+    pass through it, so it gets no gradient.
+    """
+
+    config: Config
+    depths: tuple[int, ...]
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, pixels: Array) -> Array:
+        c, init = self.config, nn.initializers.normal(0.02)
+        patches = _patches(pixels, c.patch)  # [I, patches, patch, patch, channels]
+        shape = (c.patch, c.patch, c.channels)
+        x = layers.Linear(shape, (c.width,), self.dtype, name="patch")(patches)
+        first = self.param("class_token", init, (c.width,))
+        first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, c.width))
+        x = jnp.concatenate([first, x], axis=1)
+        x = x + self.param("position", init, (1 + c.patches, c.width)).astype(self.dtype)[None]
+        x = start = layers.LayerNorm(c.norm_eps, self.dtype, name="pre_norm")(x)
+        collect = len(self.depths) > 1
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        stack = nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.depth
+        )
+        x, outputs = stack(c, self.dtype, collect, name="layers")(x, None)
+        layers.LayerNorm(c.norm_eps, self.dtype, name="post_norm")(x)
+        if not collect:
+            return x
+        return jnp.concatenate([start if k == 0 else outputs[k - 1] for k in self.depths], axis=-1)
+
+
+def _patches(pixels: Array, size: int) -> Array:
+    """[I, H, W, c] -> [I, (H/size)(W/size), size, size, c], row by row."""
+    count, height, width, channels = pixels.shape
+    x = pixels.reshape(count, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, -1, size, size, channels)
+
+
+def flops(config: Config) -> float:
+    """Multiply-adds of one image's forward pass, times two."""
+    tokens = 1 + config.patches
+    per_token = 2 * config.width * (4 * config.width + 2 * config.mlp)
+    attention = 4 * tokens * config.width
+    patch = 2 * config.patches * math.prod((config.patch, config.patch, config.channels))
+    return config.depth * tokens * (per_token + attention) + patch * config.width

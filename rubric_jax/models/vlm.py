@@ -1,0 +1,42 @@
+"""A vision-language model as a value: pure functions of parameters, and facts about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from rubric_jax import types
+from rubric_jax.models import weights
+
+Array = types.Array
+Params = types.Params
+
+
+class VLM(NamedTuple):
+    """What a family's builder returns; everything above models/ sees only this.
+
+    Parameters are nested dicts of arrays. Nothing here holds parameters or devices.
+    """
+
+    init: Callable[[jax.Array], Params]  # random parameters from a key
+    # The states that predict each response token: (params, batch, layout) -> [B, N, T, D].
+    hidden: Callable[[Params, types.Batch, types.Layout], Array]
+    unembed: Callable[[Params], Array]  # -> [D, V]
+    # Reads the prefixes of a batch's first context and makes room for `length` tokens of each of
+    # `branches` continuations: (params, batch, branches, length) -> (state [B, D], cache).
+    prefill: Callable[[Params, types.Batch, int, int], tuple[Array, Any]]
+    # One token more of each continuation: (params, cache, ids [B, N]) -> (states [B, N, D], cache).
+    decode: Callable[[Params, Any, Array], tuple[Array, Any]]
+    # On the host: prompts int32 [B, M, P], G tables of images float32 [H, W, 3], slots[b][m] = the
+    # table entries that the placeholders of that prompt read in order, table size -> Batch.media.
+    media: Callable[..., Mapping[str, Array]]
+    rules: tuple  # (path regex, PartitionSpec over the mesh axes fsdp and tensor)
+    weights: weights.Map  # how a checkpoint's tensors become these parameters, and back
+    # Required FLOPs of one forward pass of one instance:
+    # (layout, prompt tokens, response tokens, images) -> float.
+    flops: Callable[[types.Layout, int, int, float], float]
+    depth: int  # decoder layers, for memory estimates
+    width: int
+    vocab: int
