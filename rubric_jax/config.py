@@ -90,7 +90,7 @@ class Train:
     checkpoint_every: int = 200  # steps
     keep: int = 2  # newest checkpoints kept
     keep_best: int = 0  # and the best by `best_metric` on the held-out data
-    best_metric: str = "accuracy"
+    best_metric: str = "rewards/accuracies"
     best_mode: str = "max"  # max or min
     tensorboard: bool = True
     wandb_project: str = ""  # "" = off; needs the wandb package
@@ -98,7 +98,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-    data: int = -1  # -1 = the devices that fsdp and tensor leave
+    data: int = -1  # -1 = the devices that the others leave; any one axis may say so
     fsdp: int = 1
     tensor: int = 1
     # Several processes (a TPU pod, or GPUs on several hosts): jax.distributed.
@@ -134,6 +134,7 @@ _AT_LEAST = {
     "data.max_response": 1,
     "data.buckets": 1,
     "data.workers": 0,
+    "data.prefetch": 0,
     "data.max_image_pixels": 1,
     "optimizer.learning_rate": 0,
     "optimizer.clip": 0,
@@ -143,19 +144,15 @@ _AT_LEAST = {
     "train.accumulate": 1,
     "train.log_every": 1,
     "train.checkpoint_every": 1,
+    "train.eval_every": 0,
     "train.keep": 1,
-    "mesh.fsdp": 1,
-    "mesh.tensor": 1,
+    "train.keep_best": 0,
 }
 
 
 def default() -> ml_collections.ConfigDict:
     """All fields with their defaults; a config file edits and returns it."""
-    config = ml_collections.ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
-    for key in ("objective",):
-        config[key].unlock()
-    config.optimizer.knobs.unlock()
-    return config
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
 
 
 def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
@@ -254,7 +251,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, python_types.UnionType):
         raise TypeError(f"Unsupported field type {hint} at {where}.")
     expected = Mapping if origin is Mapping or origin.__name__ == "Mapping" else origin
-    if isinstance(value, bool) and expected is not bool or not isinstance(value, expected):
+    if (isinstance(value, bool) and expected is not bool) or not isinstance(value, expected):
         raise ValueError(
             f"config.{where} is {value!r} ({type(value).__name__}); it must be of type "
             f"{getattr(origin, '__name__', origin)}."
@@ -263,4 +260,6 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,16 @@ import numpy as np
 Array = jax.Array | np.ndarray
 Params = Mapping[str, Any]  # nested dicts of arrays, addressed by '/'-paths (see paths.py)
 
+# How a config's value for a knob of a loss term reaches the term (see objectives/binding.py).
+Branch = Annotated[int, "branch"]  # given by name, read as its index in the layout
+PerAxis = Annotated[Array, "axes"]  # given by axis name or in order, read as float32 [A]
+
 CLEAN = "clean"
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which branches a run compares, and under which context each is read. Static: part of jit keys.
+    """Which branches a run compares, and under which context each is read. Static under jit.
 
     Build it with `Layout.of(("chosen", "rejected@corrupted"))`: a name without '@' is read under
     `clean`; contexts are numbered in order of first use.
@@ -128,5 +132,5 @@ class Logps(NamedTuple):
 
     def present(self, *branches: int) -> Array:
         """1.0 for instances that have all of these branches, else 0.0. [B]."""
-        has = jnp.any(self.mask[:, jnp.asarray(branches)] != 0, axis=-1)
+        has = jnp.any(self.mask[:, np.asarray(branches)] != 0, axis=-1)
         return jnp.all(has, axis=-1).astype(jnp.float32)
