@@ -1,0 +1,125 @@
+"""From a config's knobs to a term's arguments, before any device work.
+
+A term's signature says how each knob is read:
+
+  annotation        in a config                        reaches the term as
+  types.Branch      "chosen", "chosen@corrupted"       its index, static
+  float             0.1                                float32 [], traced: a sweep compiles once
+  types.PerAxis     {"grounding": 0.3, ...} or list    float32 [A], traced
+  Literal[...]      one of the strings                 the string, static
+  bool, int, str    itself                             itself, static
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rubric_jax import config, types
+
+# A knob's name means the same in every term, and so does its range.
+RANGES = {
+    "weight": (">= 0", lambda value: value >= 0),
+    "weights": (">= 0", lambda value: value >= 0),
+    "beta": ("> 0", lambda value: value > 0),
+    "label_smoothing": ("in [0, 1)", lambda value: 0 <= value < 1),
+}
+
+
+def resolve(
+    term: Callable,
+    values: Mapping[str, Any],
+    *,
+    where: str,
+    layout: types.Layout,
+    axes: tuple[str, ...],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(static knobs, traced knobs) of one term, defaults filled in; `where` names it in errors."""
+    static, traced, branches = {}, {}, {}
+    for knob, parameter in inspect.signature(term, eval_str=True).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        value, hint = values.get(knob, parameter.default), parameter.annotation
+        here = f"{where}.{knob}"
+        if hint == types.Branch:
+            static[knob] = branch(value, layout, here)
+            if static[knob] in branches:  # a constant: certainly a slip of the pen
+                raise ValueError(
+                    f"{here} and {where}.{branches[static[knob]]} are both {value!r}; "
+                    "a term compares two different branches."
+                )
+            branches[static[knob]] = knob
+        elif hint is float:
+            traced[knob] = number(value, knob, here)
+        elif hint == types.PerAxis:
+            traced[knob] = per_axis(value, knob, axes, here)
+        else:
+            static[knob] = choice(value, hint, here)
+    return static, traced
+
+
+def branch(value: Any, layout: types.Layout, where: str) -> int:
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{where} is {value!r}; it must be the name of a branch, "
+            f"{config.one_of(value, layout.branches)}"
+        )
+    try:
+        return layout.index(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{where} is {value!r}; it must be {config.one_of(value, layout.branches)} "
+            "config.data.branches lists them."
+        ) from error
+
+
+def number(value: Any, knob: str, where: str) -> np.ndarray:
+    if isinstance(value, bool | str) or not isinstance(value, int | float | np.number):
+        raise ValueError(f"{where} is {value!r}; it must be a number.")
+    text, inside = RANGES.get(knob, ("finite", lambda _: True))
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    if not math.isfinite(single) or not inside(single):
+        raise ValueError(f"{where} is {value}; it must be {text}, and finite in float32.")
+    return np.asarray(single)
+
+
+def per_axis(value: Any, knob: str, axes: tuple[str, ...], where: str) -> np.ndarray:
+    """One number for each axis: a mapping with every axis, or a sequence in the axes' order."""
+    if not axes:
+        raise ValueError(f"{where} needs reward axes; name them in config.data.axes.")
+    if isinstance(value, Mapping):
+        for axis in value:
+            if axis not in axes:
+                raise ValueError(
+                    f"{where} has no axis {axis!r}; it must be {config.one_of(axis, axes)}"
+                )
+        missing = [axis for axis in axes if axis not in value]
+        if missing:
+            raise ValueError(f"{where} lacks {', '.join(missing)}; 0 leaves an axis out.")
+        value = [value[axis] for axis in axes]
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise ValueError(f"{where} is {value!r}; it must map axes to numbers: {', '.join(axes)}.")
+    if len(value) != len(axes):
+        raise ValueError(
+            f"{where} has {len(value)} numbers for {len(axes)} axes: {', '.join(axes)}."
+        )
+    numbers = [number(v, knob, f"{where}.{axis}") for axis, v in zip(axes, value, strict=True)]
+    if not any(numbers):
+        raise ValueError(f"{where} is 0 on every axis; at least one must be > 0.")
+    return np.stack(numbers)
+
+
+def choice(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        options = typing.get_args(hint)
+        if value not in options:
+            raise ValueError(f"{where} is {value!r}; it must be {config.one_of(value, options)}")
+    elif type(value) is not hint:
+        raise ValueError(f"{where} is {value!r}; it must be of type {hint.__name__}.")
+    return value

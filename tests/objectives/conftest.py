@@ -1,0 +1,76 @@
+"""Fixture P: two pairs with four branches, worked by hand to ten decimals."""
+
+import jax
+import numpy as np
+import pytest
+
+from rubric_jax import types
+
+# Branches: chosen, rejected, chosen@corrupted, reference_answer; the rest of T = 4 is padding.
+POLICY = [
+    [[-1.0, -0.5, -2.0], [-0.7, -1.5, -1.1, -0.9], [-1.6, -0.9, -2.1], [-0.4, -0.6]],
+    [[-0.3, -0.8], [-2.0, -1.0, -0.4], [-0.9, -1.4], [-1.1]],
+]
+REF = [
+    [[-1.2, -0.9, -1.8], [-0.6, -1.2, -1.4, -0.5], [-1.3, -1.0, -2.0], [-0.5, -0.6]],
+    [[-0.2, -0.5], [-2.5, -1.2, -0.6], [-0.7, -1.3], [-1.0]],
+]
+# MODPO, A = 3: the pairs are ordered by axis 0 and axis 2.
+AXIS = [0, 2]
+REWARDS = [[[1.0, 0.0, 0.5], [0.5, 1.0, 0.5]], [[0.0, 1.0, 1.0], [0.5, 0.0, 0.5]]]
+
+
+def _pad(rows, fill=0.0):
+    out = np.full((2, 4, 4), fill)
+    for b, row in enumerate(rows):
+        for n, tokens in enumerate(row):
+            out[b, n, : len(tokens)] = tokens
+    return out
+
+
+def fixture_p(dtype=np.float64, fill=0.0):
+    """(logps, labels) of fixture P; `fill` goes into the padding."""
+    mask = _pad([[np.ones(len(tokens)) for tokens in row] for row in POLICY])
+    logps = types.Logps(
+        _pad(POLICY, fill).astype(dtype), _pad(REF, -fill).astype(dtype), mask.astype(dtype)
+    )
+    rewards = np.zeros((2, 4, 3), dtype)
+    rewards[:, :2] = REWARDS
+    labels = types.Labels(
+        rewards, np.ones(2, dtype), np.zeros(2, dtype), np.asarray(AXIS, np.int32)
+    )
+    return logps, labels
+
+
+@pytest.fixture(params=["float64", "float32"])
+def pairs(request):
+    """Fixture P in both precisions; 64-bit types are on for the one that needs them."""
+    with jax.enable_x64(request.param == "float64"):
+        yield fixture_p(request.param)
+
+
+@pytest.fixture
+def pairs64():
+    with jax.enable_x64(True):
+        yield fixture_p()
+
+
+@pytest.fixture
+def pairs32():
+    return fixture_p(np.float32)
+
+
+@pytest.fixture
+def make_pairs():
+    return fixture_p
+
+
+@pytest.fixture
+def close():
+    """Compares per-pair values in the precision that they came in."""
+
+    def compare(found, expected):
+        tolerance = {"rtol": 1e-9} if found.dtype == np.float64 else {"rtol": 0, "atol": 2e-6}
+        np.testing.assert_allclose(found, np.asarray(expected), **tolerance)
+
+    return compare
