@@ -1,0 +1,14 @@
+"""Preference data: from Hugging Face layouts to batches.
+
+processing   tokenizer, chat template and image processor of a checkpoint: text, images -> ids
+images       where an image comes from; reading, checking and decoding it
+sources      a data path -> plain records with their position
+reading      records -> rows, checked field by field
+encoding     rows -> token ids and image bytes; what is dropped, cut and counted
+records      ArrayRecord data sets, through TFDS
+preparing    all of that once, on disk, keyed by content
+planning     (seed, step) -> shape and row numbers, the same on every process
+loading      records -> batches, with Grain
+references   content-keyed store of reference log-probabilities
+audit        what the data holds and what was dropped, as a table
+"""

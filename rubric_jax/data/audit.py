@@ -1,0 +1,109 @@
+"""What the data holds, what was dropped and why, and what the batches will cost: one table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+
+from rubric_jax.data import planning, preparing
+
+_BINS = 8
+
+
+def table(
+    prepared: preparing.Prepared, plan: planning.Plan, *, title: str = "", lines: Sequence[str] = ()
+) -> str:
+    """The audit as text: rows and drops, lengths, buckets.
+
+    Args:
+      prepared: the data.
+      plan: its batches.
+      title: a heading, such as the data's path.
+      lines: further lines for the end (a memory estimate, say).
+    """
+    counts = prepared.counts
+    parts: list[Any] = [_rows(counts, title, prepared.axes)]
+    parts += [f"  dropped: {line}" for examples in counts.examples.values() for line in examples]
+    if counts.unread:
+        parts.append(f"  columns that nothing reads: {', '.join(counts.unread)}")
+    for name, key, rows in (
+        ("prompt", "prompt_lengths", prepared.layout.contexts),
+        ("response", "response_lengths", prepared.layout.branches),
+    ):
+        parts.append(_histogram(f"{name} tokens", prepared.index[key], rows))
+    parts.append(_buckets(prepared, plan))
+    count = len(plan.shapes)
+    parts.append(f"compilations of the step to expect: {count} (one per shape)")
+    parts += list(lines)
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
+    return console.file.getvalue()
+
+
+def shapes(prepared: preparing.Prepared, plan: planning.Plan) -> list[tuple[int, int, float]]:
+    """Per shape of the plan: (rows per epoch, batches per epoch, share of padding in [0, 1])."""
+    buckets, rows = plan.epoch_batches()
+    real = prepared.index["prompt_lengths"].sum(axis=1)
+    real = real + prepared.index["response_lengths"].sum(axis=1)  # tokens of each row
+    m, n = len(prepared.layout.contexts), len(prepared.layout.branches)
+    found = []
+    for k, shape in enumerate(plan.shapes):
+        members = rows[buckets == k]
+        tokens = members.size * (m * shape.prompt + n * shape.response)
+        used = real[members[members >= 0]].sum()
+        found.append((int((members >= 0).sum()), len(members), 1 - float(used) / max(tokens, 1)))
+    return found
+
+
+def _rows(counts, title: str, axes: Sequence[str]) -> rich.table.Table:
+    made = rich.table.Table(title=title or None, title_justify="left")
+    made.add_column("rows")
+    made.add_column("", justify="right")
+    made.add_row("read", str(counts.rows))
+    for cause, number in sorted(counts.dropped.items()):
+        made.add_row(f"dropped: {cause}", str(number))
+    made.add_row("kept", str(counts.kept))
+    if axes:
+        made.add_row("without rewards on every axis", str(counts.unrewarded))
+    if counts.fell_back:
+        made.add_row("reading their own images in another context", str(counts.fell_back))
+    made.add_row("responses cut", str(counts.cut))
+    made.add_row("images, distinct", f"{counts.images}, {counts.distinct_images}")
+    return made
+
+
+def _histogram(title: str, lengths: np.ndarray, names: Sequence[str]) -> rich.table.Table:
+    """Rows per range of lengths, one column per context or branch. lengths [R, len(names)]."""
+    made = rich.table.Table(title=title, title_justify="left")
+    edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, _BINS + 1).astype(int))
+    made.add_column("tokens")
+    for name in names:
+        made.add_column(name, justify="right")
+    made.add_column("")
+    counts = np.stack([np.histogram(column, edges)[0] for column in lengths.T])  # [names, bins]
+    for i in range(len(edges) - 1):
+        low, high = edges[i], edges[i + 1] - 1
+        bar = "█" * int(np.ceil(24 * counts[:, i].max() / max(counts.max(), 1)))
+        made.add_row(f"{low}" if low == high else f"{low} to {high}", *map(str, counts[:, i]), bar)
+    return made
+
+
+def _buckets(prepared: preparing.Prepared, plan: planning.Plan) -> rich.table.Table:
+    made = rich.table.Table(title=f"batches of {plan.batch_size} rows", title_justify="left")
+    for name in ("prompt x response", "image slots", "rows", "steps per epoch", "padding"):
+        made.add_column(name, justify="right")
+    for shape, (rows, steps, padding) in zip(plan.shapes, shapes(prepared, plan), strict=True):
+        made.add_row(
+            f"{shape.prompt} x {shape.response}",
+            f"{shape.images} per group",
+            str(rows),
+            str(steps),
+            f"{padding:.0%}",
+        )
+    return made

@@ -1,0 +1,288 @@
+"""Rows to records: images read and checked, text tokenised, unusable rows dropped and counted.
+
+Everything streams: a window of rows has its images in memory, and of the whole data only lengths,
+numbers and hashes are kept.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rubric_jax import config as config_lib
+from rubric_jax import types
+from rubric_jax.data import images, processing, reading
+
+EXAMPLES = 3  # rows named per cause of dropping
+_WINDOW = 32  # rows whose images are read ahead
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of the rows of the data."""
+
+    rows: int
+    kept: int
+    dropped: Mapping[str, int]  # cause -> rows
+    examples: Mapping[str, tuple[str, ...]]  # cause -> 'file:row: field: what'
+    cut: int  # responses longer than max_response
+    unrewarded: int  # kept rows without a reward on every axis for every branch
+    fell_back: int  # kept rows whose other contexts read their own images
+    images: int  # image uses in kept rows
+    distinct_images: int
+    unread: tuple[str, ...]  # columns that nothing reads
+
+
+class Picture(NamedTuple):
+    """A checked image. `data` is left out when its path was read before."""
+
+    ref: images.Ref
+    hash: str
+    size: tuple[int, int]
+    data: bytes | None
+
+
+class Dropped(Exception):
+    """A row that cannot be used: (cause, field, what is the matter)."""
+
+
+class Encoder:
+    """Encodes rows one by one and keeps the books."""
+
+    def __init__(
+        self, config: config_lib.Data, layout: types.Layout, processor: processing.Processor
+    ):
+        self.config, self.layout, self.processor = config, layout, processor
+        self.paths: dict[str, tuple[int, int]] = {}  # image path -> (bytes, mtime in ns)
+        self.image_ids: dict[str, int] = {}  # hash -> number of the stored image
+        self.rows = self.cut = self.unrewarded = self.fell_back = self.uses = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.examples: dict[str, list[str]] = collections.defaultdict(list)
+        self.unread: set[str] = set()
+        self._ids: list[str] = []
+        self._numbers, self._image_counts = array.array("q"), array.array("i")
+        self._prompt_lengths, self._response_lengths = array.array("i"), array.array("i")
+        self._keys = bytearray()
+        self._checked: dict[str, tuple[str, tuple[int, int]]] = {}  # image path -> hash, size
+
+    def records(self, rows: Iterator[reading.Row]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields ('images', record) before the first ('rows', record) that uses the image."""
+        for row, pictures in self._with_pictures(rows):
+            self.rows += 1
+            self.unread |= row.unread
+            try:
+                record = self._encode(row, pictures)
+            except processing.FieldError as error:
+                field = row.image_field[types.CLEAN] if error.field == "images" else error.field
+                raise row.error(field, error.message) from error
+            except Dropped as drop:
+                cause, field, message = drop.args
+                self.dropped[cause] += 1
+                if len(self.examples[cause]) < EXAMPLES:
+                    self.examples[cause].append(str(row.error(field, message)))
+                continue
+            used = [pictures[context] for context in self.layout.contexts]
+            for picture in (picture for context in used for picture in context):
+                if picture.hash not in self.image_ids:
+                    self.image_ids[picture.hash] = number = len(self.image_ids)
+                    data = images.read(picture.ref) if picture.data is None else picture.data
+                    yield "images", {"index": number, "hash": picture.hash, "data": data}
+            ids = [[self.image_ids[picture.hash] for picture in context] for context in used]
+            self._note(row, record, ids)
+            yield "rows", record
+
+    def counts(self) -> Counts:
+        return Counts(
+            rows=self.rows,
+            kept=len(self._ids),
+            dropped=dict(self.dropped),
+            examples={cause: tuple(lines) for cause, lines in self.examples.items()},
+            cut=self.cut,
+            unrewarded=self.unrewarded,
+            fell_back=self.fell_back,
+            images=self.uses,
+            distinct_images=len(self.image_ids),
+            unread=tuple(sorted(self.unread)),
+        )
+
+    def index(self) -> dict[str, np.ndarray]:
+        """What planning needs of every kept row; see preparing.Prepared.index."""
+        rows = len(self._ids)
+        return {
+            "id": np.array(self._ids, str),
+            "number": np.array(self._numbers, np.int64),
+            "images": np.array(self._image_counts, np.int32),
+            "prompt_lengths": np.array(self._prompt_lengths, np.int32).reshape(rows, -1),
+            "response_lengths": np.array(self._response_lengths, np.int32).reshape(rows, -1),
+            "keys": np.frombuffer(bytes(self._keys), np.uint8).reshape(rows, -1, 32),
+        }
+
+    def _with_pictures(self, rows: Iterator[reading.Row]):
+        """(row, {context: [Picture]}) in order; a pool of threads reads and decodes ahead."""
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            window: collections.deque = collections.deque()
+            error = None
+            rows = iter(rows)
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    break
+                except ValueError as found:  # rows before it come first, and so do their errors
+                    error = found
+                    break
+                window.append((row, pool.submit(self._pictures, row)))
+                if len(window) > _WINDOW:
+                    row, future = window.popleft()
+                    yield row, future.result()
+            for row, future in window:
+                yield row, future.result()
+            if error is not None:
+                raise error
+
+    def _pictures(self, row: reading.Row) -> dict[str, list[Picture]]:
+        found: dict[int, list[Picture]] = {}
+        for context, refs in row.images.items():
+            if id(refs) in found:  # another context fell back to the row's own images
+                continue
+            found[id(refs)] = pictures = []
+            for number, ref in enumerate(refs, 1):
+                try:
+                    pictures.append(self._picture(ref))
+                except ValueError as error:
+                    raise row.error(row.image_field[context], f"image {number}: {error}") from error
+        return {context: found[id(refs)] for context, refs in row.images.items()}
+
+    def _picture(self, ref: images.Ref) -> Picture:
+        if ref.path in self._checked:
+            return Picture(ref, *self._checked[ref.path], None)
+        data = images.read(ref)
+        picture = Picture(
+            ref, images.digest(data), images.check(data, self.config.max_image_pixels), data
+        )
+        if ref.path:
+            stat = os.stat(ref.path)
+            self.paths[ref.path] = (stat.st_size, stat.st_mtime_ns)
+            self._checked[ref.path] = (picture.hash, picture.size)
+        return picture
+
+    def _encode(self, row: reading.Row, pictures: Mapping[str, list[Picture]]) -> dict[str, Any]:
+        for name, response in row.responses.items():
+            if not _text(response).strip():
+                raise Dropped("empty response", name, "is empty; write a response.")
+        prompts, coded = [], []
+        for context in self.layout.contexts:
+            # Only `.size` of an image counts here.
+            prompt, responses = self.processor.encode(row.prompt, row.responses, pictures[context])
+            prompts.append(prompt)
+            coded.append(responses)
+            if len(prompt) > self.config.max_prompt:
+                raise Dropped(
+                    "long prompt",
+                    "prompt",
+                    f"has {len(prompt)} tokens with its images, config.data.max_prompt is "
+                    f"{self.config.max_prompt}; raise it or shorten the prompt.",
+                )
+        whole = [coded[m][r] for m, r in zip(self.layout.context_of, self.layout.responses)]
+        responses = [ids[: self.config.max_response] for ids in whole]
+        for name, ids in zip(self.layout.responses, responses, strict=True):
+            if not len(ids):
+                raise Dropped("fully masked", name, "leaves no token to train on.")
+        self._check_differ(responses)
+        # A response that two branches read is cut once.
+        names = dict(zip(self.layout.responses, whole, strict=True))
+        self.cut += sum(len(ids) > self.config.max_response for ids in names.values())
+        return self._record(row, prompts, responses, pictures)
+
+    def _check_differ(self, responses: list[np.ndarray]) -> None:
+        """Drops a row whose branches do not differ under a context.
+
+        Members of a numbered list (response_0, response_1, ...) may repeat as long as two differ: a
+        model samples the same answer twice.
+        """
+        layout = self.layout
+        for m in range(len(layout.contexts)):
+            groups: dict[str, list[int]] = collections.defaultdict(list)
+            for n in layout.branches_of(m):
+                listed = re.fullmatch(r"(.+_)\d+", layout.responses[n])
+                groups[listed[1] if listed else ""].append(n)
+            for group, members in groups.items():
+                distinct = len({responses[n].tobytes() for n in members})
+                if len(members) > 1 and distinct < (2 if group else len(members)):
+                    names = " and ".join(layout.responses[n] for n in members)
+                    raise Dropped(
+                        "identical responses",
+                        layout.responses[members[-1]],
+                        f"{names} hold the same tokens (at most config.data.max_response = "
+                        f"{self.config.max_response} count), so there is nothing to prefer.",
+                    )
+
+    def _record(self, row, prompts, responses, pictures) -> dict[str, Any]:
+        axes = self.config.axes
+        known = [row.rewards[branch] for branch in self.layout.branches]
+        rewards = [reward.get(axis, 0.0) for reward in known for axis in axes]
+        hashes = [[p.hash for p in pictures[context]] for context in self.layout.contexts]
+        keys = [
+            _content_key(self.processor.fingerprint, prompts[m], hashes[m], ids)
+            for m, ids in zip(self.layout.context_of, responses, strict=True)
+        ]
+        return {
+            "row": len(self._ids),
+            "number": row.number,
+            "id": row.id,
+            "prompts": np.concatenate(prompts),
+            "prompt_lengths": np.array([len(ids) for ids in prompts], np.int32),
+            "responses": np.concatenate(responses),
+            "response_lengths": np.array([len(ids) for ids in responses], np.int32),
+            "rewards": np.array(rewards, np.float32),
+            "has_rewards": int(all(axis in reward for reward in known for axis in axes)),
+            "axis": 0 if row.axis is None else axes.index(row.axis),
+            "weight": row.weight,
+            "margin": row.margin,
+            "keys": keys,
+        }
+
+    def _note(self, row: reading.Row, record: dict[str, Any], ids: list[list[int]]) -> None:
+        flat = [number for context in ids for number in context]
+        record["images"] = np.array(flat, np.int32)
+        record["image_counts"] = np.array([len(context) for context in ids], np.int32)
+        self.uses += len(flat)
+        self.unrewarded += not record["has_rewards"]
+        self.fell_back += bool(row.fallback)
+        self._ids.append(row.id)
+        self._numbers.append(row.number)
+        self._image_counts.append(len(set(flat)))
+        self._prompt_lengths.extend(record["prompt_lengths"].tolist())
+        self._response_lengths.extend(record["response_lengths"].tolist())
+        self._keys += bytes.fromhex("".join(record["keys"]))
+
+
+def _text(response: str | list) -> str:
+    """What the author of a response wrote, without the template around it."""
+    if isinstance(response, str):
+        return response
+    parts = []
+    for message in response:
+        content = message.get("content") or ""
+        blocks = content if isinstance(content, list) else [{"text": content}]
+        parts += [str(block.get("text", "")) for block in blocks if isinstance(block, Mapping)]
+        parts += ["call"] if message.get("tool_calls") else []
+    return "".join(parts)
+
+
+def _content_key(fingerprint: str, prompt, hashes: list[str], response) -> str:
+    """Hash of everything on the data's side that determines a branch's log-probabilities."""
+    total = hashlib.sha256(fingerprint.encode())
+    for part in (prompt.tobytes(), "".join(hashes).encode(), response.tobytes()):
+        total.update(len(part).to_bytes(8, "little") + part)
+    return total.hexdigest()

@@ -1,0 +1,263 @@
+"""Records to batches, with Grain.
+
+  source = loading.open(prepared)
+  plan = loading.plan(source, batch_size=8, groups=2)
+  for batch, rows in loading.batches(source, plan, vlm.media, groups=2):   # step 0, 1, 2, ...
+
+A batch is a function of (plan, step): there is no other state, so a run continues at a step by
+asking for `start=step`, whatever the number of workers. `batches` ends only at `stop`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from rubric_jax import types
+from rubric_jax.data import images, planning, preparing, records
+from rubric_jax.data import references as references_lib
+
+Plan, Shape, plan = planning.Plan, planning.Shape, planning.plan
+
+# (prompts int32 [B, M, P], per group its images [H, W, 3], per row and context indices into its
+# group's images, slots I per group) -> the family's media
+Media = Callable[[np.ndarray, list[list[np.ndarray]], list[list[list[int]]], int], Mapping]
+
+
+class Example(NamedTuple):
+    """One row, ragged."""
+
+    row: int  # position in the prepared data
+    number: int  # line or row of the source
+    id: str
+    prompts: tuple[np.ndarray, ...]  # M x int32 [P_m]
+    responses: tuple[np.ndarray, ...]  # N x int32 [T_n]
+    images: tuple[tuple[int, ...], ...]  # per context the numbers of its images
+    rewards: np.ndarray  # float32 [N, A]; 0 where nothing is known
+    has_rewards: bool
+    axis: int
+    weight: float
+    margin: float
+    keys: tuple[str, ...]  # N content keys
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Random access to prepared rows and images. Picklable; files open on first use."""
+
+    prepared: preparing.Prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"prepared": self.prepared}  # open files stay behind
+
+    @property
+    def index(self) -> dict[str, np.ndarray]:
+        """Lengths, ids and keys of all rows; see preparing.Prepared.index."""
+        return self.prepared.index
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def __getitem__(self, i: int) -> Example:
+        record = self._rows[int(i)]
+        if record["row"] != i:
+            raise ValueError(
+                f"Row {i} of {self.prepared.directory!r} holds row {record['row']}: the records "
+                "are damaged. Delete the directory and prepare the data again."
+            )
+        return Example(
+            row=int(i),
+            number=record["number"],
+            id=record["id"].decode(),
+            prompts=_split(record["prompts"], record["prompt_lengths"]),
+            responses=_split(record["responses"], record["response_lengths"]),
+            images=tuple(
+                tuple(map(int, part)) for part in _split(record["images"], record["image_counts"])
+            ),
+            rewards=np.asarray(record["rewards"], np.float32).reshape(
+                len(self.prepared.layout.branches), len(self.prepared.axes)
+            ),
+            has_rewards=bool(record["has_rewards"]),
+            axis=record["axis"],
+            weight=record["weight"],
+            margin=record["margin"],
+            keys=tuple(key.decode() for key in record["keys"]),
+        )
+
+    def image(self, number: int):
+        """A stored image, decoded (PIL)."""
+        return images.decode(self._images[int(number)]["data"])
+
+    def pixels(self, number: int) -> np.ndarray:
+        """A stored image as the model sees it, float32 [H, W, 3]."""
+        return self.prepared.processor.pixels(self.image(number))
+
+    @functools.cached_property
+    def _rows(self):
+        return records.read(self.prepared.directory, "rows")
+
+    @functools.cached_property
+    def _images(self):
+        return records.read(self.prepared.directory, "images")
+
+
+def open(prepared: preparing.Prepared) -> Source:
+    return Source(prepared)
+
+
+def batches(
+    source: Source,
+    plan: planning.Plan,
+    media: Media,
+    *,
+    groups: int | None = None,
+    process: int = 0,
+    processes: int = 1,
+    start: int = 0,
+    stop: int | None = None,
+    references: references_lib.References | None = None,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> grain.DatasetIterator:
+    """Batches of steps `start`, `start + 1`, ...: (types.Batch of numpy arrays, rows int64 [b]).
+
+    Args:
+      source, plan: the data, and which rows each step reads (the plan of all processes).
+      media: the model family's function that makes Batch.media.
+      groups: image groups over all processes; those of the plan.
+      process, processes: this process owns a contiguous block of each batch: b = B / processes
+        rows and groups / processes groups.
+      stop: the step before which to end; None = never.
+      references: fills Batch.ref_logps; without it the field is None.
+      workers: loader processes; 0 = threads of this one.
+      prefetch: batches ready ahead (per worker).
+
+    Returns:
+      a Grain iterator, with `get_state` and `set_state`. `rows` is -1 for padding.
+
+    Raises:
+      ValueError: the batch or its groups do not split over the processes; while iterating, a
+        reference that is not in the store.
+    """
+    if groups not in (None, plan.groups):
+        raise ValueError(f"The plan was made for {plan.groups} image groups, not {groups}.")
+    if plan.groups % processes or plan.batch_size % processes:
+        raise ValueError(
+            f"{plan.batch_size} rows in {plan.groups} groups do not split over {processes} "
+            "processes; make config.train.batch_size and the data shards multiples of them."
+        )
+    steps = _Steps(source, plan, media, process, processes, references, start, stop)
+    threads = max(1, min(prefetch, 4))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, 1))
+    dataset = grain.MapDataset.source(steps).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read flags
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
+            )
+        )
+    return iter(dataset)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Steps:
+    """The batches of a plan as a random-access source: item i is step start + i."""
+
+    source: Source
+    plan: planning.Plan
+    media: Media
+    process: int
+    processes: int
+    references: references_lib.References | None
+    start: int
+    stop: int | None
+
+    def __len__(self) -> int:
+        return (sys.maxsize // 2 if self.stop is None else self.stop) - self.start
+
+    def __getitem__(self, i: int) -> tuple[types.Batch, np.ndarray]:
+        shape, rows = self.plan(self.start + int(i))
+        rows = np.split(rows, self.processes)[self.process]
+        examples = [None if row < 0 else self.source[row] for row in rows]
+        groups = self.plan.groups // self.processes
+        return collate(self.source, examples, shape, groups, self.media, self.references), rows
+
+
+def collate(
+    source: Source,
+    examples: list[Example | None],
+    shape: planning.Shape,
+    groups: int,
+    media: Media,
+    references: references_lib.References | None = None,
+) -> types.Batch:
+    """Pads examples to a shape; None is a padding row, all zeros. Images are shared in a group."""
+    layout, axes = source.prepared.layout, source.prepared.axes
+    size, m, n = len(examples), len(layout.contexts), len(layout.branches)
+    prompts = np.zeros((size, m, shape.prompt), np.int32)
+    prompt_lengths = np.zeros((size, m), np.int32)
+    responses = np.zeros((size, n, shape.response), np.int32)
+    mask = np.zeros((size, n, shape.response), np.float32)
+    rewards = np.zeros((size, n, len(axes)), np.float32)
+    weight, margin = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    axis = np.zeros(size, np.int32)
+    for b, example in enumerate(examples):
+        if example is None:
+            continue
+        for j, ids in enumerate(example.prompts):
+            prompts[b, j, : len(ids)], prompt_lengths[b, j] = ids, len(ids)
+        for j, ids in enumerate(example.responses):
+            responses[b, j, : len(ids)], mask[b, j, : len(ids)] = ids, 1.0
+        rewards[b], axis[b] = example.rewards, example.axis
+        weight[b], margin[b] = example.weight, example.margin
+    tables, slots = _tables(examples, groups, m)
+    pixels = [[source.pixels(number) for number in table] for table in tables]
+    return types.Batch(
+        prompts=prompts,
+        prompt_lengths=prompt_lengths,
+        media=media(prompts, pixels, slots, shape.images),
+        responses=responses,
+        mask=mask,
+        labels=types.Labels(rewards, weight, margin, axis),
+        ref_logps=_ref_logps(examples, mask, references) if references else None,
+    )
+
+
+def _tables(examples, groups: int, contexts: int) -> tuple[list[list[int]], list]:
+    """(image numbers of each group, each once; per row and context indices into its group's)."""
+    tables: list[dict[int, int]] = [{} for _ in range(groups)]
+    slots = []
+    for b, example in enumerate(examples):
+        table = tables[b * groups // len(examples)]
+        used = example.images if example else ((),) * contexts
+        slots.append([[table.setdefault(i, len(table)) for i in context] for context in used])
+    return [list(table) for table in tables], slots
+
+
+def _ref_logps(examples, mask: np.ndarray, references) -> np.ndarray:
+    """float32 [B, N, T], nats; 0 beyond each response."""
+    ref = np.zeros_like(mask)
+    places = [(b, n) for b, example in enumerate(examples) if example for n in range(mask.shape[1])]
+    values = references.get([examples[b].keys[n] for b, n in places])
+    for (b, n), logps in zip(places, values, strict=True):
+        length = len(examples[b].responses[n])
+        if len(logps) != length:
+            raise ValueError(
+                f"Row {examples[b].number}: {len(logps)} reference log-probabilities for "
+                f"{length} tokens; the store {references.path!r} is damaged, delete it."
+            )
+        ref[b, n, :length] = logps
+    return ref
+
+
+def _split(values, lengths) -> tuple[np.ndarray, ...]:
+    return tuple(np.split(np.asarray(values, np.int32), np.cumsum(lengths)[:-1]))

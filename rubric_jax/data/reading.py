@@ -1,0 +1,254 @@
+"""A data path to rows, checked field by field.
+
+TRL's preference layout, one row per line or record:
+
+  {"prompt": "<image> What is this?", "chosen": "A cat.", "rejected": "A dog.", "images": ["a.png"]}
+  {"prompt": [{"role": "user", "content": "What is this?"}], "image": "a.png",
+   "chosen": [{"role": "assistant", "content": "A cat."}], "rejected": [...]}
+
+  prompt           text or messages; left out when all responses are whole conversations, whose
+                   common first turns are then the prompt
+  <response>       one column per response of the layout's branches: chosen, rejected, response_3
+  images | image   paths relative to the data file, bytes, {"bytes", "path"} or PIL images
+  rejected_images  images of the context `corrupted` (also: corrupted_images; in general
+                   <context>_images); a row without it reads its own images there
+  <response>_rewards   axis -> number in [0, 1]; <branch>_rewards, such as chosen@corrupted_rewards,
+                   goes before it
+  axis, weight, margin, id   the axis that ordered the pair, >= 0, any number, any name
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rubric_jax import config as config_lib
+from rubric_jax import types
+from rubric_jax.data import images, processing, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One checked row of the data."""
+
+    file: str
+    number: int  # line of a JSON Lines file, else row, from 1
+    id: str  # column `id`, else the number
+    prompt: str | list
+    responses: Mapping[str, str | list]  # by response name
+    images: Mapping[str, tuple[images.Ref, ...]]  # by context
+    image_field: Mapping[str, str]  # the column they stood in, by context
+    fallback: tuple[str, ...]  # contexts that read the row's own images for want of others
+    rewards: Mapping[str, Mapping[str, float]]  # by branch; {} where nothing is known
+    axis: str | None
+    weight: float
+    margin: float
+    unread: frozenset[str]  # columns that nothing reads
+
+    def error(self, field: str, message: str) -> ValueError:
+        return ValueError(f"{self.file}:{self.number}: {field}: {message}")
+
+
+def rows(
+    path: str,
+    split: str,
+    *,
+    layout: types.Layout,
+    axes: Sequence[str] = (),
+    confine: bool = False,
+) -> Iterator[Row]:
+    """Rows of a data path in their order, each checked.
+
+    Args:
+      path: a file, a directory, or a hub name.
+      split: of a DatasetDict or a hub name.
+      layout: says which responses and contexts a row needs.
+      axes: names of the reward axes; without axes, rewards are not read.
+      confine: refuse image paths that leave the directory of the data.
+
+    Raises:
+      ValueError: 'file:row: field: what is wrong, and the mend'.
+    """
+    root = path if os.path.isdir(path) else os.path.dirname(path)
+    for number, record in sources.records(path, split):
+        where = f"{path}:{number}: "
+        try:
+            yield _row(path, number, _strip(record), layout, axes, os.path.abspath(root), confine)
+        except processing.FieldError as error:
+            raise ValueError(where + str(error)) from error
+
+
+def _row(file, number, record, layout, axes, root, confine) -> Row:
+    responses, prompt = _texts(record, layout)
+    own_field, own = _images(record, "images", root, confine)
+    pictures, fields, fallback, known = {}, {}, [], {own_field}
+    for context in layout.contexts:
+        names = [f"{context}_images", *(["rejected_images"] if context == "corrupted" else [])]
+        name = next((name for name in names if record.get(name) is not None), None)
+        if context == types.CLEAN or name is None:
+            pictures[context], fields[context] = own, own_field
+            if context != types.CLEAN:
+                fallback.append(context)
+        else:
+            fields[context], pictures[context] = _images(record, name, root, confine)
+            known.add(name)
+    rewards = {}
+    for branch, response in zip(layout.branches, layout.responses, strict=True):
+        name = f"{branch}_rewards" if f"{branch}_rewards" in record else f"{response}_rewards"
+        rewards[branch] = _rewards(name, record.get(name), axes) if axes else {}
+        known.add(name if axes else "")
+    axis = record.get("axis") if axes else None
+    if axis is not None and axis not in axes:
+        raise processing.FieldError(
+            "axis", f"{axis!r} is not an axis of config.data.axes: {config_lib.one_of(axis, axes)}"
+        )
+    weight = _number("weight", record.get("weight", 1.0))
+    if weight < 0:
+        raise processing.FieldError("weight", f"is {weight}; a weight must be at least 0.")
+    known |= {"prompt", "id", "weight", "margin", *responses} | ({"axis"} if axes else set())
+    return Row(
+        file=file,
+        number=number,
+        id=str(record.get("id", number)),
+        prompt=prompt,
+        responses={name: responses[name] for name in dict.fromkeys(layout.responses)},
+        images=pictures,
+        image_field=fields,
+        fallback=tuple(fallback),
+        rewards=rewards,
+        axis=axis,
+        weight=weight,
+        margin=_number("margin", record.get("margin", 0.0)),
+        unread=frozenset(record) - known,
+    )
+
+
+def _texts(record: Mapping[str, Any], layout: types.Layout) -> tuple[dict, str | list]:
+    """(responses by name, prompt); takes the prompt out of whole conversations where needed."""
+    responses = {}
+    for name in dict.fromkeys(layout.responses):
+        value = record.get(name)
+        if value is None:
+            raise processing.FieldError(
+                name,
+                f"is missing; the branches {', '.join(layout.branches)} read this column. Fill "
+                "it, remove the row, or change config.data.branches.",
+            )
+        _check_form(name, value)
+        responses[name] = value
+    prompt = record.get("prompt")
+    if prompt is not None:
+        _check_form("prompt", prompt)
+    conversations = all(isinstance(value, list) and value for value in responses.values())
+    whole = conversations and all(value[0]["role"] != "assistant" for value in responses.values())
+    if not prompt and not whole:
+        raise processing.FieldError(
+            "prompt",
+            "the row has neither a prompt nor messages to take it from; add a `prompt` (text or "
+            "messages), or write the responses as whole conversations.",
+        )
+    if isinstance(prompt, list) or not whole:
+        return responses, prompt
+    # Both TRL columns have a say in where the prompt ends, whichever of them the layout reads.
+    for name in ("chosen", "rejected"):
+        if isinstance(record.get(name), list):
+            _check_form(name, record[name])
+            responses.setdefault(name, record[name])
+    return _extract_prompt(responses)
+
+
+def _extract_prompt(responses: Mapping[str, list]) -> tuple[dict, list]:
+    """Splits the common first turns off conversations, as `trl.data_utils.extract_prompt`."""
+    shortest = min(map(len, responses.values()))
+    first = next(iter(responses.values()))
+    # Like TRL, conversations that do not differ keep their last shared turn as the response.
+    split = next(
+        (i for i in range(shortest) if any(r[i] != first[i] for r in responses.values())),
+        shortest - 1,
+    )
+    if split == 0:
+        raise processing.FieldError(
+            next(iter(responses)),
+            f"shares no first turn with {', '.join(list(responses)[1:]) or 'a response'}, so there "
+            "is no prompt; begin the conversations with the same user message, or add a `prompt`.",
+        )
+    return {name: value[split:] for name, value in responses.items()}, first[:split]
+
+
+def _check_form(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        return
+    if not isinstance(value, list):
+        raise processing.FieldError(
+            name, f"is {type(value).__name__} {value!r}; it must be text or a list of messages."
+        )
+    for message in value:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise processing.FieldError(
+                name,
+                f"holds {message!r}; a message is "
+                '{"role": "user" or "assistant" or "system", "content": ...}.',
+            )
+
+
+def _images(record, name, root, confine) -> tuple[str, tuple[images.Ref, ...]]:
+    value = record.get(name)
+    if name == "images" and record.get("image") is not None:
+        if value is not None:
+            raise processing.FieldError(
+                "image", "the row has both `image` and `images`; keep one of them."
+            )
+        name, value = "image", [record["image"]]
+    if value is None:
+        return name, ()
+    refs = []
+    for item in value if isinstance(value, list) else [value]:
+        try:
+            refs.append(images.of(item, root=root, confine=confine))
+        except ValueError as error:
+            raise processing.FieldError(name, str(error)) from error
+    return name, tuple(refs)
+
+
+def _rewards(name: str, value: Any, axes: Sequence[str]) -> dict[str, float]:
+    if value is None:
+        return {}
+    if isinstance(value, list) and all(isinstance(v, tuple) and len(v) == 2 for v in value):
+        value = dict(value)  # how Arrow gives back a map
+    if not isinstance(value, Mapping):
+        raise processing.FieldError(
+            name, f"is {value!r}; it must map axes to numbers, such as {{{axes[0]!r}: 0.5}}."
+        )
+    rewards = {}
+    for axis, number in value.items():
+        if axis not in axes:
+            raise processing.FieldError(
+                name,
+                f"{axis!r} is not an axis of config.data.axes: {config_lib.one_of(axis, axes)}",
+            )
+        if number is None:
+            continue
+        rewards[axis] = _number(f"{name}.{axis}", number)
+        if not 0 <= rewards[axis] <= 1:
+            raise processing.FieldError(
+                f"{name}.{axis}", f"is {number}; rewards are in [0, 1], rescale them."
+            )
+    return rewards
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise processing.FieldError(name, f"is {value!r}; it must be a number.")
+    if not math.isfinite(value):
+        raise processing.FieldError(name, f"is {value}; it must be finite.")
+    return float(value)
+
+
+def _strip(value: Any) -> Any:
+    """Removes keys whose value is None: Arrow gives every struct of a column all the keys."""
+    if isinstance(value, dict):
+        return {key: _strip(item) for key, item in value.items() if item is not None}
+    return [_strip(item) for item in value] if isinstance(value, list) else value
