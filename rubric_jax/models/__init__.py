@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 
+import huggingface_hub
+
 from rubric_jax import config
 from rubric_jax.models import llava, vlm
 
@@ -18,3 +20,27 @@ def build(family: str, directory, *, dtype: str = "float32", remat: str = "none"
     if not file.exists():
         raise ValueError(f"No config.json in {directory}; is it a Hugging Face model directory?")
     return MODELS[family](json.loads(file.read_text()), dtype=dtype, remat=remat)
+
+
+def directory(checkpoint: str) -> pathlib.Path:
+    """The directory of a checkpoint, given as one or as a hub name (which is fetched).
+
+    ValueError if it is neither. Pickled weights are never fetched.
+    """
+    if not checkpoint:
+        raise ValueError(
+            "config.model.checkpoint is empty; give a Hugging Face directory (or a hub name)."
+        )
+    path = pathlib.Path(checkpoint).expanduser()
+    if path.is_dir():
+        return path
+    if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1:
+        raise ValueError(f"config.model.checkpoint is {checkpoint!r}; no such directory exists.")
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(checkpoint, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"config.model.checkpoint is {checkpoint!r}: neither a directory nor a hub name that "
+            f"can be reached ({error}). Download it and give its directory."
+        ) from error

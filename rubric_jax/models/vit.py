@@ -70,9 +70,9 @@ class ViT(nn.Module):
     """pixels [I, H, W, channels] -> features [I, 1 + patches, width * len(depths)].
 
     Features are the tokens after each of `depths` layers (0 = the embeddings), side by side; token
-    0 is the class token. The stack is as deep as its parameters, which the caller may have sliced to
-    max(depths). The checkpoint's final norm is kept among the parameters, but patch features never
-    pass through it, so it gets no gradient.
+    0 is the class token. The stack is as deep as its parameters, which the caller may have sliced
+    to max(depths). The checkpoint's final norm is kept among the parameters, but patch features
+    never pass through it, so it gets no gradient.
     """
 
     config: Config
