@@ -1,0 +1,106 @@
+"""The command line.
+
+  python -m rubric_jax audit  --config=FILE --config.model.checkpoint=DIR --config.data.path=DATA
+  python -m rubric_jax train  --config=FILE ... --workdir=RUN
+  python -m rubric_jax score  --config=FILE ... --out=logps.npz
+  python -m rubric_jax export --workdir=RUN --out=HF_DIR [--step=best] [--dtype=bfloat16]
+  python -m rubric_jax scenes --out=DIR [--rows=2000]      the embedded data, and a toy model
+  python -m rubric_jax quickstart --workdir=RUN
+
+Every field of a config can be set: --config.train.steps=100. See rubric_jax/config.py for all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rubric_jax import config as config_lib
+from rubric_jax import quickstart, stages
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and its fields.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; made, or resumed.")
+_OUT = flags.DEFINE_string("out", None, "Where score, export and scenes write.")
+_STEP = flags.DEFINE_string("step", None, "export: a step, or 'best'; the latest by default.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "export: as it came by default.")
+_ROWS = flags.DEFINE_integer("rows", 2000, "scenes: preference pairs.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "scenes: another seed, other pictures.")
+
+
+def _audit() -> None:
+    print(stages.audit(_config(), _WORKDIR.value))
+
+
+def _train() -> None:
+    outcome = stages.train(_config(), _need(_WORKDIR))
+    for name, value in sorted(outcome.metrics.items()):
+        print(f"{name:32s} {value:.4f}")
+    sys.exit(0 if outcome.finished else 143)  # as a shell says of a process ended by SIGTERM
+
+
+def _score() -> None:
+    stages.score(_config(), _need(_OUT), _WORKDIR.value)
+
+
+def _export() -> None:
+    step = _STEP.value
+    if step not in (None, "best"):
+        if not step.isdigit():
+            raise ValueError(f"--step={step} is neither a number nor 'best'.")
+        step = int(step)
+    stages.export(_need(_WORKDIR), _need(_OUT), step=step, dtype=_DTYPE.value)
+
+
+def _scenes() -> None:
+    quickstart.write_scenes(_need(_OUT), pairs=_ROWS.value, seed=_SEED.value)
+
+
+def _quickstart() -> None:
+    quickstart.run(_need(_WORKDIR))
+
+
+COMMANDS: dict[str, Callable[[], None]] = {
+    "audit": _audit,
+    "train": _train,
+    "score": _score,
+    "export": _export,
+    "scenes": _scenes,
+    "quickstart": _quickstart,
+}
+
+
+def _config() -> config_lib.Config:
+    if _CONFIG.value is None:
+        raise ValueError("This command needs --config=FILE, such as --config=configs/llava.py.")
+    return config_lib.build(_CONFIG.value)
+
+
+def _need(flag: flags.FlagHolder) -> str:
+    if not flag.value:
+        raise ValueError(f"This command needs --{flag.name}.")
+    return flag.value
+
+
+def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) != 2:
+        raise app.UsageError(f"Give one command of {', '.join(COMMANDS)}; found {argv[1:]}.")
+    if argv[1] not in COMMANDS:
+        raise app.UsageError(
+            f"Unknown command {argv[1]!r}; it must be {config_lib.one_of(argv[1], COMMANDS)}"
+        )
+    try:
+        COMMANDS[argv[1]]()
+    except (ValueError, FloatingPointError) as error:
+        # What a user can mend: the message says how, a traceback would hide it. -v=1 shows both.
+        if logging.get_verbosity() >= logging.INFO:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,108 @@
+"""The commands, as functions: files in, files out."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from rubric_jax import checkpoint, models
+from rubric_jax import config as config_lib
+from rubric_jax.data import audit as audit_lib
+from rubric_jax.models import weights
+from rubric_jax.train import loop, memory, passes
+from rubric_jax.train import setup as setup_lib
+
+
+def audit(config: config_lib.Config, workdir: str | None) -> str:
+    """What the data hold, what would be dropped and cut, and what a step would cost; as text.
+
+    Also checks that the checkpoint fits, without reading its weights.
+    """
+    setup = setup_lib.build(config)
+    ignored = weights.check(
+        weights.tensors(setup.directory, setup.vlm.weights), setup.vlm.weights, setup.directory
+    )
+    with _cache(config, workdir) as cache:
+        source = setup_lib.source(setup, config.data.path, config.data.split, cache)
+        plan = setup_lib.plan(setup, source, shuffle=True)
+        lines = memory.lines(setup, plan)
+        lines += [f"tensor without use: {name} ({why})" for name, why in ignored.items()]
+        return audit_lib.table(source.prepared, plan, title=config.data.path, lines=lines)
+
+
+def train(config: config_lib.Config, workdir: str) -> loop.Outcome:
+    """Trains, or goes on training; see train/loop.py."""
+    return loop.train(config, workdir)
+
+
+def score(config: config_lib.Config, out: str, workdir: str | None) -> dict[str, np.ndarray]:
+    """Writes log-probabilities of every branch of every row to an .npz file.
+
+    Keys: ids, branches, logps float32 [rows, N, T] (nats), mask, sums [rows, N]; rows in the order
+    of the input, without those that were dropped (ids tell, and the count is printed).
+    """
+    setup = setup_lib.build(config)
+    with _cache(config, workdir) as cache:
+        source = setup_lib.source(setup, config.data.path, config.data.split, cache)
+        counts = source.prepared.counts
+        with jax.set_mesh(setup.mesh):
+            arrays = passes.score(setup, setup_lib.load(setup), source)
+    if setup.is_writer:
+        with checkpoint.disk_errors(os.path.dirname(os.path.abspath(out))):
+            pathlib.Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
+            # Opened here: given a name, NumPy would add ".npz" to it.
+            with open(out, "wb") as file:
+                np.savez(file, **arrays)
+        dropped = "".join(f", {n} dropped ({why})" for why, n in counts.dropped.items() if n)
+        print(f"{out}: {counts.kept} of {counts.rows} rows{dropped}", file=sys.stderr)
+    return arrays
+
+
+def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str | None = None):
+    """Writes a checkpoint of a run as a Hugging Face directory that transformers loads.
+
+    Args:
+      workdir: of the run.
+      out: the directory to write.
+      step: which checkpoint; None = the latest, "best" = by the run's best_metric.
+      dtype: float32 or bfloat16; None = as in the checkpoint that the run started from.
+
+    Runs in one process: it holds the parameters once in host memory.
+    """
+    file = pathlib.Path(workdir) / "config.json"
+    if not file.exists():
+        raise ValueError(f"No config.json in {workdir}; is it the --workdir of a run?")
+    config = config_lib.build(json.loads(file.read_text()))
+    directory = models.directory(config.model.checkpoint)
+    vlm = models.build(config.model.family, directory)
+    params = checkpoint.params(workdir, step)
+    with checkpoint.disk_errors(out):
+        written = weights.write(out, params, vlm.weights, source=directory, dtype=dtype)
+    print(f"{out}: {written} tensors, with config, tokenizer and processor", file=sys.stderr)
+
+
+def _cache(config: config_lib.Config, workdir: str | None):
+    """Where a command without a run of its own prepares data: the config's cache, the work
+    directory's, or one that is gone afterwards."""
+    if config.data.cache or workdir:
+        return _Kept(setup_lib.cache_directory(config, workdir or ""))
+    return tempfile.TemporaryDirectory(prefix="rubric_jax-")
+
+
+class _Kept:
+    """A directory that stays."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __enter__(self) -> str:
+        return self._path
+
+    def __exit__(self, *_) -> None:
+        pass

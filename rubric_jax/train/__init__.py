@@ -1,0 +1,1 @@
+"""Training: the optimizer, the step and the loop."""

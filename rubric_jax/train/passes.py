@@ -1,0 +1,124 @@
+"""One pass over data without training: scores, and the reference's log-probabilities."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tqdm
+
+from rubric_jax import models, sharding, types
+from rubric_jax.data import loading, references
+from rubric_jax.models import weights
+from rubric_jax.train import setup as setup_lib
+
+
+def logps(
+    setup: setup_lib.Setup,
+    params: types.Params,
+    data: loading.Source,
+    plan: loading.Plan,
+    *,
+    wanted: Callable[[np.ndarray], bool] = lambda rows: True,
+    title: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (rows int64 [b], log-probabilities float32 [b, N, T]) per batch, on every process.
+
+    Args:
+      wanted: of a batch's rows (-1 = padding), whether to compute it; others are not even loaded.
+    """
+    function = setup_lib.logps_function(setup)
+    steps = [step for step in range(plan.steps_per_epoch) if wanted(plan(step)[1])]
+    bar = tqdm.tqdm(total=len(steps), desc=title, unit=" batches", disable=not setup.is_writer)
+    for start, stop in _runs(steps):
+        for batch, _ in setup_lib.batches(setup, data, plan, start=start, stop=stop):
+            placed = sharding.put_batch(batch._replace(ref_logps=None), setup.mesh)
+            values = sharding.to_host(function(params, placed))
+            rows = plan(start)[1]  # of all processes
+            start += 1
+            bar.update()
+            yield rows[rows >= 0], values[rows >= 0]
+    bar.close()
+
+
+def reference_store(setup: setup_lib.Setup, cache: str) -> references.References:
+    """Where the log-probabilities of this run's reference lie."""
+    model = setup.config.model
+    directory = models.directory(model.reference or model.checkpoint)
+    return references.References(
+        os.path.join(cache, "references.sqlite"),
+        weights.fingerprint(directory, setup.vlm.weights),
+        f"{model.dtype}/{model.param_dtype}",
+    )
+
+
+def fill_references(
+    setup: setup_lib.Setup,
+    store: references.References,
+    data: loading.Source,
+    load: Callable[[], types.Params],
+) -> int:
+    """Computes what the store lacks for all rows of some data; returns how many branches it lacked.
+
+    Batches are those of a pass over all rows, and each is stored whole: a pass that was killed and
+    goes on computes every value in the same company, hence with the same rounding.
+
+    Args:
+      load: gives the reference's parameters; called only if something is missing.
+    """
+    plan = setup_lib.plan(setup, data, shuffle=False)
+    missing = set(store.missing(data.prepared.keys(slice(None))))
+    setup_lib.barrier()  # nobody may write before everybody has looked
+    if not missing:
+        return 0
+    branches = len(setup.layout.branches)
+
+    def wanted(rows: np.ndarray) -> bool:
+        return not missing.isdisjoint(data.prepared.keys(rows[rows >= 0]))
+
+    found = logps(setup, load(), data, plan, wanted=wanted, title="reference log-probabilities")
+    for rows, values in found:
+        if setup.is_writer:
+            keys = data.prepared.keys(rows)
+            lengths = data.index["response_lengths"][rows].reshape(-1)
+            flat = values.reshape(len(rows) * branches, -1)
+            store.put((k, v[:n]) for k, v, n in zip(keys, flat, lengths, strict=True))
+    setup_lib.barrier()
+    return len(missing)
+
+
+def score(
+    setup: setup_lib.Setup, params: types.Params, data: loading.Source
+) -> dict[str, np.ndarray]:
+    """Log-probabilities of every kept row in the order of the input, ready for `np.savez`.
+
+    Returns `ids` str [R], `branches` str [N], `logps` float32 [R, N, T] in nats, `mask` float32
+    [R, N, T] and `sums` float32 [R, N]; T is the longest response of the data.
+    """
+    lengths = data.index["response_lengths"]  # [R, N]
+    mask = (np.arange(lengths.max()) < lengths[..., None]).astype(np.float32)
+    table = np.zeros(mask.shape, np.float32)
+    plan = setup_lib.plan(setup, data, shuffle=False)
+    for rows, values in logps(setup, params, data, plan, title="score"):
+        width = min(values.shape[-1], table.shape[-1])  # batches are padded beyond the longest
+        table[rows, :, :width] = values[..., :width]
+    return {
+        "ids": data.index["id"],
+        "branches": np.array(setup.layout.branches),
+        "logps": table,
+        "mask": mask,
+        "sums": (table * mask).sum(axis=-1, dtype=np.float64).astype(np.float32),
+    }
+
+
+def _runs(steps: list[int]) -> Iterator[tuple[int, int]]:
+    """Consecutive steps as (start, stop): [0, 1, 2, 7] -> (0, 3), (7, 8)."""
+    start = None
+    for before, step in zip([None, *steps], steps, strict=False):
+        if start is None or before is None or step != before + 1:
+            if start is not None:
+                yield start, before + 1
+            start = step
+    if start is not None:
+        yield start, steps[-1] + 1

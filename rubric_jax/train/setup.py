@@ -1,0 +1,175 @@
+"""What a run is made of, built from its config before any weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from rubric_jax import config as config_lib
+from rubric_jax import models, objectives, paths, sharding, types
+from rubric_jax.data import loading, preparing, processing
+from rubric_jax.models import vlm as vlm_lib
+from rubric_jax.models import weights
+from rubric_jax.train import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Setup:
+    """A config with its names bound: model, processor, layout, mesh. Holds no parameters."""
+
+    config: config_lib.Config
+    directory: pathlib.Path  # of the policy's checkpoint
+    vlm: vlm_lib.VLM
+    processor: processing.Processor
+    layout: types.Layout
+    mesh: jax.sharding.Mesh
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes files that all share."""
+        return jax.process_index() == 0
+
+    @functools.cached_property
+    def shapes(self) -> types.Params:
+        """Shapes and dtypes of the parameters."""
+        dtype = jnp.dtype(self.config.model.param_dtype)
+        found = jax.eval_shape(self.vlm.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found)
+
+    @functools.cached_property
+    def placement(self) -> tuple[types.Params, list[str]]:
+        """Where each parameter lives on the mesh, and what could not be cut as the rules ask."""
+        return sharding.place(self.mesh, self.vlm.rules, self.shapes)
+
+
+def build(config: config_lib.Config) -> Setup:
+    """Binds the names of a config. ValueError names the field that is wrong."""
+    layout = types.Layout.of(config.data.branches)
+    sharding.initialize(config.mesh)
+    directory = models.directory(config.model.checkpoint)
+    model = config.model
+    return Setup(
+        config=config,
+        directory=directory,
+        vlm=models.build(model.family, directory, dtype=model.dtype, remat=model.remat),
+        processor=processing.load(str(directory)),
+        layout=layout,
+        mesh=sharding.make(config.mesh),
+    )
+
+
+def objective(config: config_lib.Config) -> objectives.Objective:
+    """The objective of a config, checked against its branches and axes."""
+    layout = types.Layout.of(config.data.branches)
+    built = objectives.build(config.objective, layout, config.data.axes)
+    if built.needs_reference and config.train.reference == "none":
+        names = ", ".join(term.entry for term in built.terms)
+        raise ValueError(
+            f"The objective ({names}) reads a reference, but config.train.reference is 'none'; "
+            "set it to 'cache' or 'step'."
+        )
+    return built
+
+
+def cache_directory(config: config_lib.Config, workdir: str) -> str:
+    """Where prepared data and reference log-probabilities live."""
+    return config.data.cache or os.path.join(workdir, "cache")
+
+
+def source(setup: Setup, path: str, split: str, cache: str) -> loading.Source:
+    """Prepares data if it is new, and opens it."""
+    if not path:
+        raise ValueError("config.data.path is empty; point it at preference data.")
+    prepared = preparing.prepare(
+        setup.config.data,
+        setup.layout,
+        setup.processor,
+        path=path,
+        split=split,
+        cache_dir=cache,
+        is_writer=setup.is_writer,
+        wait=barrier,
+    )
+    return loading.open(prepared)
+
+
+def plan(setup: Setup, data: loading.Source, *, shuffle: bool) -> loading.Plan:
+    """Batches for training (shuffled, cut for accumulation) or for one pass in input order."""
+    train, shards = setup.config.train, sharding.data_shards(setup.mesh)
+    parts = train.accumulate if shuffle else 1
+    size = train.batch_size
+    if not shuffle:  # passes keep no gradients: a microbatch is what fits, and all shards take part
+        size = -(-train.batch_size // (train.accumulate * shards)) * shards
+    return loading.plan(
+        data,
+        batch_size=size,
+        groups=shards * parts,
+        buckets=setup.config.data.buckets,
+        seed=setup.config.data.seed,
+        shuffle=shuffle,
+    )
+
+
+def batches(setup: Setup, data: loading.Source, plan: loading.Plan, **kwargs):
+    """This process's batches of a plan; see loading.batches."""
+    index, count = sharding.process_block(setup.mesh)
+    return loading.batches(
+        data,
+        plan,
+        setup.vlm.media,
+        process=index,
+        processes=count,
+        workers=setup.config.data.workers,
+        prefetch=setup.config.data.prefetch,
+        **kwargs,
+    )
+
+
+def load(setup: Setup, directory: pathlib.Path | None = None) -> types.Params:
+    """Reads a checkpoint (the policy's by default) onto the mesh."""
+    return weights.load(
+        directory or setup.directory,
+        setup.vlm.weights,
+        setup.shapes,
+        dtype=jnp.dtype(setup.config.model.param_dtype),
+        shardings=setup.placement[0],
+        progress=setup.is_writer,
+    )
+
+
+def logps_function(setup: Setup) -> Callable[[types.Params, types.Batch], jax.Array]:
+    """Jitted: (params, batch) -> token log-probabilities [B, N, T] of every branch."""
+    task = step_lib.Task(setup.vlm, setup.layout, None, setup.config.model.logps_chunk)
+    rows = sharding.batch_sharding(setup.mesh)
+    return jax.jit(
+        functools.partial(step_lib.branch_logps, task),
+        in_shardings=(setup.placement[0], rows),
+        out_shardings=rows,
+    )
+
+
+def abstract(shapes, shardings):
+    """Shapes with their shardings, as a checkpoint is restored onto."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("rubric_jax")
+
+
+def trainable_count(shapes, trainable) -> int:
+    """Numbers that the optimizer changes."""
+    return weights.count(paths.split(shapes, trainable)[0])

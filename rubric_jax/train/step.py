@@ -1,0 +1,168 @@
+"""One optimisation step: branches -> log-probabilities -> objective -> optax, jitted as one.
+
+The reference is never in the state: its log-probabilities come with the batch, or from a separate
+frozen tree that is an argument of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rubric_jax import paths, types
+from rubric_jax.likelihoods import autoregressive
+
+Array = types.Array
+Params = types.Params
+
+
+class State(NamedTuple):
+    """Everything that training changes; what a checkpoint holds."""
+
+    step: Array  # int32 scalar, optimizer steps taken
+    params: Params
+    opt_state: Any
+    loss_state: Any  # of the objective: running baselines
+
+
+class Task(NamedTuple):
+    """The parts that a step is made of, all static."""
+
+    vlm: Any  # models.vlm.VLM; any value with `hidden` and `unembed`
+    layout: types.Layout
+    objective: Any  # objectives.Objective
+    logps_chunk: int
+
+
+def init(params: Params, tx: optax.GradientTransformation, trainable, loss_state) -> State:
+    """The state before the first step. The optimizer sees only what trains."""
+    kept, _ = paths.split(params, trainable)
+    return State(jnp.zeros((), jnp.int32), params, tx.init(kept), loss_state)
+
+
+def branch_logps(task: Task, params: Params, batch: types.Batch) -> Array:
+    """Token log-probabilities of every branch: float32 [B, N, T], nats, 0 where the mask is 0."""
+    hidden = task.vlm.hidden(params, batch, task.layout)
+    unembedding = task.vlm.unembed(params)
+    logps = autoregressive.token_logps(hidden, unembedding, batch.responses, chunk=task.logps_chunk)
+    # Selected, not multiplied: nothing that a padded position computes can reach the loss.
+    return jnp.where(batch.mask != 0, logps, 0.0)
+
+
+def make(
+    task: Task,
+    tx: optax.GradientTransformation,
+    trainable,
+    *,
+    accumulate: int = 1,
+    shards: int = 1,
+) -> Callable:
+    """The step: (state, batch, knobs, ref_params) -> (state, metrics). Jit it with donated state.
+
+    Args:
+      task: model, layout and objective.
+      tx: the optimizer, over the trainable parameters.
+      trainable: tree of booleans like the parameters.
+      accumulate: microbatches that the batch is cut into; loss state moves on with each.
+      shards: data shards of the mesh, so that every microbatch is spread over all of them.
+
+    `knobs` are the objective's traced numbers; `ref_params` is None unless the reference is
+    computed in the step. Metrics are means over the rows that hold an instance;
+    `tokens` and `rows` are counts.
+    """
+
+    def step(state: State, batch: types.Batch, knobs, ref_params=None):
+        kept, frozen = paths.split(state.params, trainable)
+        total = jnp.maximum(jnp.sum(_rows(batch)), 1.0)
+
+        def loss_fn(kept, part, loss_state):
+            return _loss(
+                task, paths.merge(kept, frozen), part, knobs, loss_state, ref_params, total
+            )
+
+        def body(carry, part):
+            grads, metrics, loss_state = carry
+            (_, (new, loss_state)), more = jax.value_and_grad(loss_fn, has_aux=True)(
+                kept, part, loss_state
+            )
+            return (_add(grads, more), _add(metrics, new), loss_state), None
+
+        if accumulate == 1:
+            (_, (metrics, loss_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                kept, batch, state.loss_state
+            )
+        else:
+            parts = microbatches(batch, accumulate, shards)
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(loss_fn, kept, first, state.loss_state)[1][0]
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (kept, shapes))
+            (grads, metrics, loss_state), _ = jax.lax.scan(body, (*zeros, state.loss_state), parts)
+        updates, opt_state = tx.update(grads, state.opt_state, kept)
+        params = paths.merge(optax.apply_updates(kept, updates), frozen)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return State(state.step + 1, params, opt_state, loss_state), metrics
+
+    return step
+
+
+def make_eval(task: Task) -> Callable:
+    """(params, batch, knobs, loss_state, ref_params) -> metrics summed over rows, and the rows.
+
+    Divide by `rows` after adding up batches.
+    """
+
+    def evaluate(params, batch: types.Batch, knobs, loss_state, ref_params=None):
+        one = jnp.ones(())
+        _, (metrics, _) = _loss(task, params, batch, knobs, loss_state, ref_params, one)
+        return metrics
+
+    return evaluate
+
+
+def microbatches(batch: types.Batch, parts: int, shards: int) -> types.Batch:
+    """[X, ...] -> [parts, X / parts, ...] on every leaf, without moving rows between data shards.
+
+    Shard s holds rows [s X/shards, (s+1) X/shards); part u takes the u-th slice of every shard.
+    """
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(shards, parts, -1, *x.shape[1:])
+        return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
+
+    return jax.tree.map(cut, batch)
+
+
+def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params, total):
+    """Sum of the row losses over `total`; metrics alike."""
+    policy = branch_logps(task, params, batch)
+    if ref_params is not None:
+        ref = jax.lax.stop_gradient(branch_logps(task, ref_params, batch))
+    elif batch.ref_logps is not None:
+        ref = batch.ref_logps
+    else:
+        ref = jnp.zeros_like(policy)
+    logps = types.Logps(policy, ref, batch.mask)
+    losses, metrics, loss_state = task.objective(knobs, loss_state, logps, batch.labels)
+    rows = _rows(batch)
+    loss = jnp.sum(losses * rows) / total
+    metrics = {name: jnp.sum(value * rows) / total for name, value in metrics.items()}
+    metrics |= {"loss": loss, "rows": jnp.sum(rows), "tokens": _tokens(batch)}
+    return loss, (metrics, loss_state)
+
+
+def _rows(batch: types.Batch) -> Array:
+    """1.0 for rows that hold an instance, 0.0 for padding. [B]."""
+    return jnp.any(batch.mask != 0, axis=(1, 2)).astype(jnp.float32)
+
+
+def _tokens(batch: types.Batch) -> Array:
+    """Real tokens of the batch, each prompt counted once."""
+    return jnp.sum(batch.prompt_lengths) + jnp.sum((batch.mask != 0).astype(jnp.float32))
+
+
+def _add(a, b):
+    return jax.tree.map(jnp.add, a, b)
