@@ -30,6 +30,7 @@ Params = Mapping[str, Any]  # nested dicts of arrays, addressed by '/'-paths (se
 
 # How a config's value for a knob of a loss term reaches the term (see objectives/binding.py).
 Branch = Annotated[int, "branch"]  # given by name, read as its index in the layout
+Branches = Annotated[tuple[int, ...], "branches"]  # a list of names or a pattern, as indices
 PerAxis = Annotated[Array, "axes"]  # given by axis name or in order, read as float32 [A]
 
 CLEAN = "clean"

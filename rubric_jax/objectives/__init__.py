@@ -11,6 +11,9 @@ A config lists the terms by name. MPO (InternVL, arXiv:2411.10442) is
 and a second entry of the same term names it: {"visual": {"term": "dpo", "win": "chosen",
 "lose": "chosen@corrupted", "beta": 0.1}}.
 
+Modifiers go around a term: {"dpo": {..., "with": {"ld": {"tail": 0.5}, "wpo": {}}}}; see
+modifiers.py. docs/objectives.md has the formula, the source and a config line for every name.
+
 A term is `term(logps, labels, *, branches and knobs) -> (loss [B], {metric: [B]})`: pure, per
 instance, 0 without gradient where one of its branches is absent. One with state takes it as third
 argument, and its line in STATES says how the state starts and takes in a batch.
@@ -19,15 +22,28 @@ argument, and its line in STATES says how the state starts and takes in a batch.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rubric_jax import config, types
-from rubric_jax.objectives import bco, binding, likelihood, metrics, modpo, pairwise
+from rubric_jax.objectives import (
+    bco,
+    binding,
+    groups,
+    likelihood,
+    lists,
+    metrics,
+    modifiers,
+    modpo,
+    pairwise,
+    reference_free,
+    sides,
+    soft,
+)
 
 pair_metrics = metrics.pair_metrics
 
@@ -40,16 +56,79 @@ class State(NamedTuple):
 
 
 OBJECTIVES = {
+    # One logit per pair.
     "dpo": pairwise.dpo,
-    "modpo": modpo.modpo,
-    "nll": likelihood.nll,
+    "sigmoid_norm": pairwise.sigmoid_norm,
+    "hinge": pairwise.hinge,
+    "ipo": pairwise.ipo,
+    "robust": pairwise.robust,
+    "exo_pair": pairwise.exo_pair,
+    "discopop": pairwise.discopop,
+    "dpop": pairwise.dpop,
+    "flex_dpo": pairwise.flex_dpo,
+    "clipped_dpo": pairwise.clipped_dpo,
+    "gap_order": pairwise.gap_order,
+    # Each side by its own log-ratio.
     "bco": bco.bco,
+    "nca_pair": sides.nca_pair,
+    "sppo_hard": sides.sppo_hard,
+    "apo_zero": sides.apo_zero,
+    "apo_down": sides.apo_down,
+    "kto": sides.kto,
+    "aot": sides.aot,
+    "aot_unpaired": sides.aot_unpaired,
+    # Without a reference.
+    "simpo": reference_free.simpo,
+    "simpo_hinge": reference_free.simpo_hinge,
+    "orpo": reference_free.orpo,
+    "cpo": reference_free.cpo,
+    # One branch.
+    "nll": likelihood.nll,
+    "logistic_nll": likelihood.logistic_nll,
+    "anchor": likelihood.anchor,
+    "shift": likelihood.shift,
+    "sft_phi": likelihood.sft_phi,
+    # Reward vectors.
+    "modpo": modpo.modpo,
+    "modpo_hinge": modpo.modpo_hinge,
+    "modpo_rotation": modpo.modpo_rotation,
+    "soft": soft.soft,
+    "squared": soft.squared,
+    "smpo": soft.smpo,
+    # Lists.
+    "plackett_luce": lists.plackett_luce,
+    "pro": lists.pro,
+    "listnet": lists.listnet,
+    "ranknet": lists.ranknet,
+    "ranklist": lists.ranklist,
+    "lambda_rank": lists.lambda_rank,
+    # Policy gradients over a group.
+    "rloo": groups.rloo,
+    "grpo": groups.grpo,
+    "papo": groups.papo,
+    "rwr": groups.rwr,
+    "reverse_kl": groups.reverse_kl,
 }
 STATES = {"bco": State(bco.init, bco.update)}
-WITHOUT_REFERENCE = frozenset({"nll"})  # these never read logps.ref
-READS_REWARDS = frozenset({"modpo"})  # these read labels.rewards
+# These never read logps.ref.
+WITHOUT_REFERENCE = frozenset(
+    {"nll", "logistic_nll", "simpo", "simpo_hinge", "orpo", "cpo", "pro", "rloo", "rwr"}
+)
+# These read labels.rewards.
+READS_REWARDS = frozenset(
+    {"modpo", "modpo_hinge", "modpo_rotation", "soft", "squared", "smpo"}
+    | {"plackett_luce", "pro", "listnet", "ranknet", "ranklist", "lambda_rank"}
+    | {"rloo", "grpo", "papo", "rwr"}
+)
+# These read labels.axis.
+READS_AXIS = frozenset({"modpo", "modpo_hinge"})
+# These read labels.margin.
+READS_MARGIN = frozenset(
+    {"dpo", "sigmoid_norm", "hinge", "robust", "exo_pair", "discopop", "dpop", "flex_dpo"}
+    | {"clipped_dpo", "simpo", "simpo_hinge", "cpo", "soft"}
+)
 # What only the data can show: (labels, **traced knobs) -> None or ValueError, on the host.
-CHECKS = {"modpo": modpo.check}
+CHECKS = {"modpo": modpo.check, "modpo_hinge": modpo.check}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +138,7 @@ class Term:
     entry: str  # its name in the config, and in the metrics
     name: str  # of the function in OBJECTIVES
     static: Mapping[str, Any]  # branch indices and choices
+    modifiers: Mapping[str, Mapping[str, Any]]  # {name: its static knobs}, in order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +150,7 @@ class Objective:
     """
 
     terms: tuple[Term, ...]
-    knobs: Mapping[str, Mapping[str, np.ndarray]]  # {entry: {"weight": [], "beta": [], ...}}
+    knobs: Mapping[str, Mapping[str, Any]]  # {entry: {"weight": [], "beta": [], ..., "with": {}}}
     axes: tuple[str, ...]
 
     @property
@@ -79,7 +159,17 @@ class Objective:
 
     @property
     def needs_rewards(self) -> bool:
-        return any(term.name in READS_REWARDS for term in self.terms)
+        return any(
+            term.name in READS_REWARDS or not modifiers.READS_REWARDS.isdisjoint(term.modifiers)
+            for term in self.terms
+        )
+
+    @property
+    def needs_axis(self) -> bool:
+        return any(
+            term.name in READS_AXIS or not modifiers.READS_AXIS.isdisjoint(term.modifiers)
+            for term in self.terms
+        )
 
     def init_state(self) -> dict[str, Any]:
         """{entry: state} of the terms that have one; part of the train state."""
@@ -90,6 +180,8 @@ class Objective:
         for term in self.terms:
             if term.name in CHECKS:
                 CHECKS[term.name](labels, **self.knobs[term.entry])
+            for name in term.modifiers.keys() & modifiers.CHECKS.keys():
+                modifiers.CHECKS[name](labels, **self.knobs[term.entry]["with"][name])
 
     def __call__(
         self, knobs: Mapping, state: Mapping, logps: types.Logps, labels: types.Labels
@@ -103,15 +195,18 @@ class Objective:
         """
         total, logged, state = jnp.zeros_like(labels.weight), {}, dict(state)
         for term in self.terms:
-            values = {k: v for k, v in knobs[term.entry].items() if k != "weight"}
+            traced = knobs[term.entry]
+            values = {k: v for k, v in traced.items() if k not in ("weight", "with")}
             values |= term.static
+            seen, factor = _modified(term, traced.get("with", {}), logps, labels)
             carried = ()
             if term.name in STATES:
                 update = STATES[term.name].update
-                state[term.entry] = update(state[term.entry], logps, labels, **values)
+                state[term.entry] = update(state[term.entry], *seen, **values)
                 carried = (state[term.entry],)
-            loss, reported = OBJECTIVES[term.name](logps, labels, *carried, **values)
-            total = total + knobs[term.entry]["weight"] * loss
+            loss, reported = OBJECTIVES[term.name](*seen, *carried, **values)
+            loss = loss * factor
+            total = total + traced["weight"] * loss
             logged[f"loss/{term.entry}"] = loss
             logged |= {f"{term.entry}/{name}": value for name, value in reported.items()}
             if "rewards/chosen" not in logged and {"win", "lose", "beta"} <= values.keys():
@@ -120,10 +215,23 @@ class Objective:
         return labels.weight * total, logged, state
 
 
+def _modified(term: Term, knobs: Mapping, logps: types.Logps, labels: types.Labels):
+    """((logps, labels) as the term sees them, the factor of its loss)."""
+    seen, factor = (logps, labels), 1.0
+    for name, static in term.modifiers.items():
+        values = {**knobs[name], **static}
+        if name in modifiers.VIEWS:
+            seen = modifiers.VIEWS[name](*seen, **values)
+        else:
+            factor = factor * modifiers.FACTORS[name](logps, labels, **values)
+    return seen, factor
+
+
 def build(
     spec: Mapping[str, Mapping[str, Any]], layout: types.Layout, axes: tuple[str, ...] = ()
 ) -> Objective:
-    """The objective of a config: {entry: {"term": the entry's name, "weight": 1.0, **knobs}}.
+    """The objective of a config: {entry: {"term": the entry's name, "weight": 1.0, **knobs}},
+    and "with": {modifier: knobs} where something goes around the term.
 
     Raises ValueError, naming config.objective.<entry>.<knob>, on an unknown term, knob, branch or
     axis (with the nearest match), a missing knob, or a number out of range.
@@ -140,8 +248,41 @@ def build(
             raise ValueError(f"{where} is {values!r}; it must be a mapping of knobs.")
         values = dict(values)
         name, weight = values.pop("term", entry), values.pop("weight", 1.0)
+        around = values.pop("with", {})
         term = config.bind(OBJECTIVES, name, values, what=f"{where}: term")
         static, traced = binding.resolve(term, values, where=where, layout=layout, axes=axes)
-        terms.append(Term(entry=entry, name=name, static=static))
         knobs[entry] = {"weight": binding.number(weight, "weight", f"{where}.weight"), **traced}
+        outer, outer_traced = _bind_modifiers(around, name, values, where, layout, axes)
+        if outer:
+            knobs[entry]["with"] = outer_traced
+        terms.append(Term(entry=entry, name=name, static=static, modifiers=outer))
     return Objective(terms=tuple(terms), knobs=knobs, axes=tuple(axes))
+
+
+def _bind_modifiers(around, term, values, where, layout, axes):
+    """({modifier: static knobs}, {modifier: traced knobs}) of an entry's "with"."""
+    if not isinstance(around, Mapping):
+        raise ValueError(f"{where}.with is {around!r}; it must map modifiers to their knobs.")
+    static, traced = {}, {}
+    for name, given in around.items():
+        here = f"{where}.with.{name}"
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{here} is {given!r}; it must be a mapping of knobs.")
+        table = modifiers.MODIFIERS
+        accepted = inspect.signature(table[name]).parameters if name in table else {}
+        sides_of_term = {k: values[k] for k in ("win", "lose") if k in accepted and k in values}
+        if {"win", "lose"} & given.keys():
+            raise ValueError(f"{here} takes win and lose from its term; leave them out.")
+        if "win" in accepted and len(sides_of_term) < 2:
+            raise ValueError(f"{here} compares two branches, but {term} has no win and lose.")
+        if name in modifiers.ADDS_MARGIN and term not in READS_MARGIN:
+            raise ValueError(
+                f"{here} adds to the margin, which {term} does not read; it must go around "
+                f"{config.one_of(term, sorted(READS_MARGIN))}"
+            )
+        given = {**given, **sides_of_term}
+        modifier = config.bind(table, name, given, what=f"{where}.with: modifier")
+        static[name], traced[name] = binding.resolve(
+            modifier, given, where=here, layout=layout, axes=axes
+        )
+    return static, traced

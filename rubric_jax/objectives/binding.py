@@ -4,14 +4,17 @@ A term's signature says how each knob is read:
 
   annotation        in a config                        reaches the term as
   types.Branch      "chosen", "chosen@corrupted"       its index, static
+  types.Branches    ["chosen", "rejected"], "all",     their indices, static; a pattern takes them
+                    "response_*"                       in the layout's order
   float             0.1                                float32 [], traced: a sweep compiles once
   types.PerAxis     {"grounding": 0.3, ...} or list    float32 [A], traced
-  Literal[...]      one of the strings                 the string, static
+  Literal[...]      one of the values                  the value, static
   bool, int, str    itself                             itself, static
 """
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import math
 import typing
@@ -27,7 +30,30 @@ RANGES = {
     "weight": (">= 0", lambda value: value >= 0),
     "weights": (">= 0", lambda value: value >= 0),
     "beta": ("> 0", lambda value: value > 0),
+    "beta_lose": (">= 0", lambda value: value >= 0),
+    "beta_kl": (">= 0", lambda value: value >= 0),
+    "clip": ("in (0, 1)", lambda value: 0 < value < 1),
+    "epsilon": ("in (0, 1)", lambda value: 0 < value < 1),
+    "essential": (">= 0", lambda value: value >= 0),
+    "flip_rate": ("in [0, 0.5)", lambda value: 0 <= value < 0.5),
+    "gamma": (">= 0", lambda value: value >= 0),
     "label_smoothing": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "lam": (">= 0", lambda value: value >= 0),
+    "lam_lose": (">= 0", lambda value: value >= 0),
+    "lam_win": (">= 0", lambda value: value >= 0),
+    "min_gap": (">= 0", lambda value: value >= 0),
+    "most": ("> 0", lambda value: value > 0),
+    "nll_weight": (">= 0", lambda value: value >= 0),
+    "outcome": (">= 0", lambda value: value >= 0),
+    "penalty": (">= 0", lambda value: value >= 0),
+    "per_token": (">= 0", lambda value: value >= 0),
+    "process": (">= 0", lambda value: value >= 0),
+    "scale": (">= 0", lambda value: value >= 0),
+    "sft": (">= 0", lambda value: value >= 0),
+    "skips": (">= 1", lambda value: value >= 1),
+    "tail": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "tau": ("in (0, 1)", lambda value: 0 < value < 1),
+    "temperature": ("> 0", lambda value: value > 0),
 }
 
 
@@ -46,7 +72,9 @@ def resolve(
             continue
         value, hint = values.get(knob, parameter.default), parameter.annotation
         here = f"{where}.{knob}"
-        if hint == types.Branch:
+        if hint == types.Branch | None and value is None:
+            static[knob] = None
+        elif hint in (types.Branch, types.Branch | None):
             static[knob] = branch(value, layout, here)
             if static[knob] in branches:  # a constant: certainly a slip of the pen
                 raise ValueError(
@@ -54,12 +82,14 @@ def resolve(
                     "a term compares two different branches."
                 )
             branches[static[knob]] = knob
+        elif hint == types.Branches:
+            static[knob] = several(value, layout, here)
         elif hint is float:
             traced[knob] = number(value, knob, here)
         elif hint == types.PerAxis:
             traced[knob] = per_axis(value, knob, axes, here)
         else:
-            static[knob] = choice(value, hint, here)
+            static[knob] = choice(value, knob, hint, here)
     return static, traced
 
 
@@ -76,6 +106,29 @@ def branch(value: Any, layout: types.Layout, where: str) -> int:
             f"{where} is {value!r}; it must be {config.one_of(value, layout.branches)} "
             "config.data.branches lists them."
         ) from error
+
+
+def several(value: Any, layout: types.Layout, where: str) -> tuple[int, ...]:
+    """Two branches or more: a sequence of names, "all", or a pattern such as "response_*"."""
+    if isinstance(value, str):
+        pattern = "*" if value == "all" else value
+        names = [name for name in layout.branches if fnmatch.fnmatchcase(name, pattern)]
+        found = f"{value!r}, which fits {len(names)} branches"
+    elif isinstance(value, Sequence):
+        names, found = list(value), f"{value!r}"
+    else:
+        raise ValueError(
+            f"{where} is {value!r}; it must be a list of branches, a pattern such as "
+            f"'response_*', or 'all'; this run has {', '.join(layout.branches)}."
+        )
+    indices = tuple(branch(name, layout, f"{where}.{i}") for i, name in enumerate(names))
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"{where} is {found}; a list holds each branch once.")
+    if len(indices) < 2:
+        raise ValueError(
+            f"{where} is {found}; a list needs at least two of {', '.join(layout.branches)}."
+        )
+    return indices
 
 
 def number(value: Any, knob: str, where: str) -> np.ndarray:
@@ -115,11 +168,13 @@ def per_axis(value: Any, knob: str, axes: tuple[str, ...], where: str) -> np.nda
     return np.stack(numbers)
 
 
-def choice(value: Any, hint: Any, where: str) -> Any:
+def choice(value: Any, knob: str, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         options = typing.get_args(hint)
         if value not in options:
             raise ValueError(f"{where} is {value!r}; it must be {config.one_of(value, options)}")
     elif type(value) is not hint:
         raise ValueError(f"{where} is {value!r}; it must be of type {hint.__name__}.")
+    elif hint is int:
+        number(value, knob, where)
     return value

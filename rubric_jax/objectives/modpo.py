@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rubric_jax import types
+from rubric_jax.objectives import scores
 
 
 def modpo(
@@ -16,16 +17,17 @@ def modpo(
     lose: types.Branch,
     beta: float,
     weights: types.PerAxis,
+    scale: float = 1.0,
 ):
     """Ranks `win` above `lose` on the pair's own axis, after paying for the other axes.
 
-    logit = (beta * (log-ratio gap) - sum_{a != axis} w_a * (reward gap)_a) / w_axis
+    logit = (beta * (log-ratio gap) - scale * sum_{a != axis} w_a * (reward gap)_a) / w_axis
     loss  = -log sigmoid(logit)                            Zhou et al., arXiv:2310.03708
 
     With all weight on the pair's axis this is `dpo` without a margin. The reward of the pair's own
     axis is not read: the pair's order stands for it. A positive gap on the other axes asks for a
     larger log-ratio gap, a negative one for a smaller. Only the direction of `weights` and
-    beta / |weights| matter. Rewards must be commensurate with beta times a log-ratio.
+    beta / |weights| matter.
 
     Args:
       logps: log-probabilities [B, N, T] of the layout's branches, in nats.
@@ -33,28 +35,93 @@ def modpo(
       win, lose: indices of the two branches.
       beta: strength of the pull towards the reference, > 0.
       weights: [A], >= 0, and > 0 on every axis that orders a pair (see `check`).
+      scale: >= 0, from the units of the rewards to those of beta * log-ratio; 1 where rewards are
+        implicit rewards, 1 to 3 for rewards in [0, 1] (ours).
 
     Returns:
       loss [B] in nats, 0 where a branch is absent; metrics, each [B].
     """
-    if labels.rewards.shape[-1] != weights.shape[0]:
-        raise ValueError(
-            f"modpo has {weights.shape[0]} weights for {labels.rewards.shape[-1]} reward axes; "
-            "give one weight for each of config.data.axes."
-        )
     present = logps.present(win, lose)
+    logit, margin = _logit(logps, labels, win, lose, beta, weights, scale)
+    return scores.silent(present, -jax.nn.log_sigmoid(logit), logit=logit, margin=margin)
+
+
+def modpo_hinge(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    win: types.Branch,
+    lose: types.Branch,
+    beta: float,
+    weights: types.PerAxis,
+    scale: float = 1.0,
+):
+    """`modpo` with a hinge: loss = max(0, 1 - logit), on the same logit. Arguments as there."""
+    present = logps.present(win, lose)
+    logit, margin = _logit(logps, labels, win, lose, beta, weights, scale)
+    return scores.silent(present, jax.nn.relu(1 - logit), logit=logit, margin=margin)
+
+
+def _logit(logps, labels, win, lose, beta, weights, scale):
+    """(logit [B], margin [B]) of `modpo`."""
+    scores.check_axes(labels, weights)
     own = jax.nn.one_hot(labels.axis, weights.shape[0], dtype=bool)  # [B, A]
     rewards = jax.lax.stop_gradient(labels.rewards)
     gap = jnp.where(own, 0.0, rewards[:, win] - rewards[:, lose])  # [B, A]
-    margin = gap @ weights  # [B]
+    margin = scale * (gap @ weights)  # [B]
     # A padding row's axis may have no weight; a real row's shows as an infinite logit.
+    present = logps.present(win, lose)
     own_weight = jnp.where(present > 0, jnp.asarray(weights)[labels.axis], 1.0)  # [B]
-    logit = (beta * (logps.ratio(win) - logps.ratio(lose)) - margin) / own_weight  # [B]
-    loss = jnp.where(present > 0, -jax.nn.log_sigmoid(logit), 0.0)
-    return loss, {
-        "logit": jnp.where(present > 0, logit, 0.0),
-        "margin": jnp.where(present > 0, margin, 0.0),
-    }
+    logit = (beta * (logps.ratio(win) - logps.ratio(lose)) - margin) / own_weight
+    return logit, margin
+
+
+def modpo_rotation(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    win: types.Branch,
+    lose: types.Branch,
+    beta: float,
+    weights: types.PerAxis,
+    scale: float = 1.0,
+    most: float = 5.0,
+):
+    """`modpo` with every axis that tells the pair apart as its label in turn.
+
+    d_a   = reward gap on axis a;   q_a = w_a |d_a| / sum_j w_j |d_j|
+    logit = sign(d_a) min(1 / w_a, most) (beta * (log-ratio gap) - scale * sum_{j != a} w_j d_j)
+    loss  = sum_a q_a (-log sigmoid(logit_a))              ours, from `modpo`
+
+    labels.axis is not read. A pair that no weighted axis tells apart has no loss.
+
+    Args:
+      logps: log-probabilities [B, N, T] of the layout's branches, in nats.
+      labels: rewards [B, N, A], without gradient.
+      win, lose: indices of the two branches.
+      beta: strength of the pull towards the reference, > 0.
+      weights: [A], >= 0; normalise them to sum 1, as `scale` and `most` are read on that footing.
+      scale: >= 0, as in `modpo`.
+      most: > 0, bound of 1 / w_a: an axis of little weight must not have a steep logit.
+
+    Returns:
+      loss [B] in nats, 0 where a branch is absent; metrics, each [B].
+    """
+    scores.check_axes(labels, weights)
+    weights = jnp.asarray(weights)
+    rewards = jax.lax.stop_gradient(labels.rewards)
+    gaps = rewards[:, win] - rewards[:, lose]  # [B, A]
+    share = weights[None] * jnp.abs(gaps)
+    total = jnp.sum(share, axis=-1)  # [B]
+    share = share / jnp.where(total > 0, total, 1.0)[:, None]
+    weighted = weights[None] * gaps
+    others = jnp.sum(weighted, axis=-1, keepdims=True) - weighted  # [B, A]
+    steepness = jnp.minimum(1 / jnp.where(weights > 0, weights, 1.0), most)  # [A]
+    gap = beta * (logps.ratio(win) - logps.ratio(lose))  # [B]
+    logits = jnp.sign(gaps) * steepness[None] * (gap[:, None] - scale * others)
+    loss = jnp.sum(share * -jax.nn.log_sigmoid(logits), axis=-1)
+    present = logps.present(win, lose) * (total > 0)
+    return scores.silent(present, loss, labelled=jnp.sum(share > 0, axis=-1).astype(loss.dtype))
 
 
 def check(labels: types.Labels, *, weights: types.PerAxis, **_) -> None:

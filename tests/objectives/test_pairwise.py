@@ -1,14 +1,14 @@
-"""dpo and bco against numbers worked by hand, and their limits."""
+"""Terms on one logit per pair against numbers worked by hand, and their limits."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rubric_jax.objectives import bco, pairwise
+from rubric_jax.objectives import pairwise, scores
 
 PAIR = {"win": 0, "lose": 1}
-ZERO = bco.Baseline(np.float64(0), np.float64(0))
+Z = np.array([0.09, -0.13])  # beta * (log-ratio gap) at beta = 0.1
 
 
 @pytest.mark.parametrize(
@@ -66,82 +66,157 @@ def test_smoothed_dpo_is_the_mixture_of_both_orders(pairs64):
 
 
 @pytest.mark.parametrize(
-    ("mean", "expected"),
+    ("term", "knobs", "expected"),
     [
-        (0.0, [1.3418068152, 1.4525065063]),
-        (0.01, [1.3418567894, 1.4524066153]),
-        (0.02, [1.3419567353, 1.4523566686]),
+        ("hinge", {"beta": 0.1}, [0.91, 1.13]),
+        ("ipo", {"beta": 0.1}, [16.81, 39.69]),  # (gap - 5)^2, gaps 0.9 and -1.3
+        # Per token: 0.4 / 3 + 0.5 / 4 - 5 and -0.4 / 2 - 0.9 / 3 - 5.
+        (
+            "ipo",
+            {"beta": 0.1, "tokens": "mean"},
+            [(0.4 / 3 + 0.5 / 4 - 5) ** 2, 5.5**2],
+        ),
+        ("robust", {"beta": 0.1, "flip_rate": 0.1}, [0.6379093390, 0.7765081947]),
+        (
+            "sigmoid_norm",
+            {"beta": 0.1},
+            np.log1p(np.exp(-0.1 * np.array([0.4 / 3 + 0.5 / 4, -0.5]))),
+        ),
+        ("flex_dpo", {"beta": 0.1, "beta_lose": 0.08}, [0.6539469673, 0.7507143617]),
+        # Row 1: win fell by 0.4, so the logit loses 0.1 * 5 * 0.4.
+        (
+            "dpop",
+            {"beta": 0.1, "penalty": 5.0},
+            np.log1p(np.exp(-(Z - [0.0, 0.2]))),
+        ),
     ],
 )
-def test_bco_by_hand(pairs, close, mean, expected):
-    state = bco.Baseline(np.asarray(mean, pairs[0].policy.dtype), np.float32(1))
-    loss, metrics = bco.bco(*pairs, state, **PAIR, beta=0.1)
-    close(loss, expected)
-    close(metrics["delta"], [mean] * 2)
+def test_pair_terms_by_hand(pairs, close, term, knobs, expected):
+    close(getattr(pairwise, term)(*pairs, **PAIR, **knobs)[0], expected)
 
 
-def test_bco_without_delta_does_not_read_the_state(pairs, close):
-    state = bco.Baseline(np.float32(3.0), np.float32(1))
-    close(bco.bco(*pairs, state, **PAIR, beta=0.1, delta="none")[0], [1.3418068152, 1.4525065063])
+def test_exo_pair_is_a_kl_divergence(pairs64):
+    q, e = 1 / (1 + np.exp(-Z)), 0.1
+    expected = q * np.log(q / (1 - e)) + (1 - q) * np.log((1 - q) / e)
+    found = pairwise.exo_pair(*pairs64, **PAIR, beta=0.1, epsilon=e)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_bco_gradient_by_hand_holds_the_baseline_fixed(pairs, close):
+def test_discopop_is_its_two_parts(pairs64):
+    m = 1 / (1 + np.exp(-Z / 0.05))
+    expected = (1 - m) * np.log1p(np.exp(-Z)) + m * np.exp(-Z)
+    found = pairwise.discopop(*pairs64, **PAIR, beta=0.1)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_clipped_dpo_by_hand(pairs64, make_list):
+    del pairs64  # for its 64-bit types
+    knobs = {**PAIR, "beta": 10.0, "clip": 0.1}
+    for ratios, expected in (((0.3, -0.02), 0.2743355128), ((0.3, -0.4), 0.1261308799)):
+        found = pairwise.clipped_dpo(*make_list(ratios, [0, 0]), **knobs)[0]
+        np.testing.assert_allclose(found, [expected], rtol=1e-9)
+
+
+def test_clipped_dpo_has_no_gradient_outside(pairs64, make_list, slope):
+    del pairs64
+    data, knobs = make_list((0.3, -0.02), [0, 0]), {**PAIR, "beta": 10.0, "clip": 0.1}
+    assert slope(pairwise.clipped_dpo, *data, 0, **knobs) == 0
+    assert slope(pairwise.clipped_dpo, *data, 1, **knobs) > 0
+
+
+@pytest.mark.parametrize(
+    ("term", "knobs", "expected"),
+    [
+        (pairwise.dpo, {}, [-0.0477515175, -0.0532454306]),
+        (pairwise.ipo, {}, [-8.2, -12.6]),
+        (pairwise.robust, {"flip_rate": 0.1}, [-0.0602515175, -0.0657454306]),
+    ],
+)
+def test_slopes_by_hand(pairs, close, slope, term, knobs, expected):
+    close(slope(term, *pairs, 0, **PAIR, beta=0.1, **knobs), expected)
+
+
+def test_gap_order_by_hand(pairs64):
+    """Hard: the first pair of fixture P, gap 0.9; easy: the second, gap -1.3."""
+    logps, labels = pairs64
+    one = [np.concatenate([x[:1, :2], x[1:, :2]], axis=1) for x in logps]
+    labels = jax.tree.map(lambda x: x[:1], labels)
+    names = ("hard_win", "hard_lose", "easy_win", "easy_lose")
+    knobs = dict(zip(names, range(4), strict=True))
+    found, metrics = pairwise.gap_order(type(logps)(*one), labels, **knobs, beta=0.1)
+    np.testing.assert_allclose(found, [0.5891850190], rtol=1e-9)
+    knobs = dict(zip(names, (2, 3, 0, 1), strict=True))
+    _, back = pairwise.gap_order(type(logps)(*one), labels, **knobs, beta=0.1)
+    np.testing.assert_allclose(back["logit"], -metrics["logit"], rtol=1e-12)
+
+
+def test_both_columns_of_labels_count(pairs, close):
     logps, labels = pairs
-    dtype = logps.policy.dtype
-    start = bco.Baseline(jnp.zeros((), dtype), jnp.zeros((), dtype))
-
-    def total(shift):
-        policy = jnp.asarray(logps.policy).at[:, :2, 0].add(shift)
-        moved = logps._replace(policy=policy)
-        state = bco.update(start, moved, labels, **PAIR, beta=0.1)  # mean 0.01
-        return bco.bco(moved, labels, state, **PAIR, beta=0.1)[0].sum()
-
-    gradient = jax.grad(total)(jnp.zeros((2, 2), dtype))
-    close(gradient[:, 0], [-0.0492500562, -0.0512497396])
-    close(gradient[:, 1], [0.0485004498, 0.0519989340])
+    labels = labels._replace(margin=np.asarray([0.05, -0.02], logps.policy.dtype))
+    loss, _ = pairwise.dpo(logps, labels, **PAIR, beta=0.1)
+    weight = np.asarray([0.5, 2.0], logps.policy.dtype)
+    close(weight * loss, [0.3366735836, 1.4993178372])
 
 
-def _shifted(logps, total):
-    """The batch with beta * log-ratio moved so that its mean over both sides is `total`."""
-    ref = np.array(logps.ref)
-    ref[:, :2, 0] -= (total - 0.01) / 0.1
-    return logps._replace(ref=ref)
+def test_no_flips_are_dpo(pairs64):
+    found = pairwise.robust(*pairs64, **PAIR, beta=0.1, flip_rate=0.0)[0]
+    np.testing.assert_allclose(found, pairwise.dpo(*pairs64, **PAIR, beta=0.1)[0], rtol=1e-12)
 
 
-def test_baseline_counts_every_batch_once(pairs64):
-    logps, labels = pairs64
-    state, means = ZERO, []
-    for batch_mean in (0.01, 0.05, 0.0):
-        state = bco.update(state, _shifted(logps, batch_mean), labels, **PAIR, beta=0.1)
-        means.append(float(state.mean))
-    np.testing.assert_allclose(means, [0.01, 0.03, 0.02], rtol=1e-9)
-    assert float(state.count) == 3
+def test_robust_is_unbiased_under_flips(pairs64):
+    knobs = {"beta": 0.1, "flip_rate": 0.1}
+    there = pairwise.robust(*pairs64, **PAIR, **knobs)[0]
+    back = pairwise.robust(*pairs64, win=1, lose=0, **knobs)[0]
+    np.testing.assert_allclose(back, [0.7504093390, 0.6140081947], rtol=1e-9)
+    dpo = pairwise.dpo(*pairs64, **PAIR, beta=0.1)[0]
+    np.testing.assert_allclose(0.9 * there + 0.1 * back, dpo, rtol=1e-14)
 
 
-def test_baseline_from_a_given_state(pairs64):
-    state = bco.update(bco.Baseline(np.float64(0.03), np.float64(1)), *pairs64, **PAIR, beta=0.1)
-    np.testing.assert_allclose([state.mean, state.count], [0.02, 2], rtol=1e-9)
+def test_penalty_0_and_equal_betas_are_dpo(pairs64):
+    dpo = pairwise.dpo(*pairs64, **PAIR, beta=0.1)[0]
+    dpop = pairwise.dpop(*pairs64, **PAIR, beta=0.1, penalty=0.0)[0]
+    flex = pairwise.flex_dpo(*pairs64, **PAIR, beta=0.1, beta_lose=0.1)[0]
+    np.testing.assert_allclose(dpop, dpo, rtol=1e-12)
+    np.testing.assert_allclose(flex, dpo, rtol=1e-12)
 
 
-def test_baseline_takes_only_present_rows(pairs64):
-    logps, labels = pairs64
-    mask = np.array(logps.mask)
-    mask[1, 1] = 0  # the second pair lost its rejected branch
-    state = bco.update(ZERO, logps._replace(mask=mask), labels, **PAIR, beta=0.1)
-    np.testing.assert_allclose(state.mean, (0.04 - 0.05) / 2, rtol=1e-9)
-
-
-def test_baseline_is_left_alone_by_an_empty_batch(pairs64):
-    logps, labels = pairs64
-    before = bco.Baseline(np.float64(0.03), np.float64(5))
-    empty = logps._replace(mask=np.zeros_like(logps.mask))
-    after = bco.update(before, empty, labels, **PAIR, beta=0.1)
-    assert (float(after.mean), float(after.count)) == (0.03, 5.0)
-
-
-def test_bco_on_the_first_step_at_the_reference_is_2_log_2(pairs64):
+def test_pair_terms_at_the_reference(pairs64):
     logps, labels = pairs64
     logps = logps._replace(ref=logps.policy)
-    state = bco.update(ZERO, logps, labels, **PAIR, beta=0.1)
-    loss, _ = bco.bco(logps, labels, state, **PAIR, beta=0.1)
-    np.testing.assert_allclose(loss, 1.3862943611, rtol=1e-9)
+    for beta in (0.1, 2.0):
+        knobs = {**PAIR, "beta": beta}
+        for term in (pairwise.dpo, pairwise.sigmoid_norm, pairwise.dpop):
+            np.testing.assert_allclose(term(logps, labels, **knobs)[0], np.log(2), rtol=1e-12)
+        np.testing.assert_array_equal(pairwise.hinge(logps, labels, **knobs)[0], 1)
+        np.testing.assert_allclose(pairwise.ipo(logps, labels, **knobs)[0], 1 / (4 * beta**2))
+
+
+def test_ipo_of_a_table_policy_is_least_at_its_target(pairs64, make_list, slope):
+    del pairs64
+    assert slope(pairwise.ipo, *make_list((2.0, -0.5), [0, 0]), 0, **PAIR, beta=0.2) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "derivative"),
+    [
+        ("reverse_kl", lambda t: np.log(t)),
+        ("forward_kl", lambda t: 1 - 1 / t),
+        ("js_divergence", lambda t: np.log(2 * t / (1 + t))),
+        ("alpha_divergence", lambda t: (t**-0.5 - 1) / -0.5),
+    ],
+)
+def test_scores_are_the_derivatives_of_the_divergences(pairs64, kind, derivative):
+    ratios = {0: np.array([0.4, -0.4]), 1: np.array([-0.5, 0.9])}
+    gap = derivative(np.exp(ratios[0])) - derivative(np.exp(ratios[1]))
+    _, metrics = pairwise.dpo(*pairs64, **PAIR, beta=0.1, divergence=kind, alpha=0.5)
+    np.testing.assert_allclose(metrics["logit"], 0.1 * gap, rtol=1e-9)
+
+
+def test_alpha_divergence_of_order_1_is_the_reverse_kl(pairs64):
+    ratio = np.array([-3.0, 0.0, 2.0])
+    near, at = (
+        scores.divergence_score(ratio, "alpha_divergence", np.float64(alpha))
+        for alpha in (1 + 1e-5, 1.0)
+    )
+    np.testing.assert_array_equal(at, ratio)
+    np.testing.assert_allclose(near, ratio, atol=1e-4)
