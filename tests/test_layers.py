@@ -19,7 +19,7 @@ LAYERS = {
     "adapters": 1,
     "data": 2,
     "sampling": 2,
-    "judges": 2,
+    "judges": 2.5,  # the oracle reads the ground truth of data
     "recipes": 2,
     "sharding": 2,
     "checkpoint": 2,

@@ -1,0 +1,50 @@
+"""Judges: whatever gives a response its scores, criterion by criterion.
+
+judge = judges.build({"judge": "openai", "model": "..", "base_url": ".."})
+verdicts, tally = judges.collect(judge, requests, judges.Store("verdicts.sqlite"))
+
+oracle           the ground truth of scenes, with an optional noise rate
+oracle_holistic  the same, as one mark without a rubric
+openai           any server that speaks OpenAI's protocol
+openai_holistic  the same, one mark without a rubric
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rubric_jax import config
+from rubric_jax.judges import openai, oracle
+from rubric_jax.judges.running import Tally, collect, stream
+from rubric_jax.judges.store import Store
+from rubric_jax.judges.verdicts import Judge, Request, Unreachable, Usage, Verdict
+
+JUDGES: dict[str, Callable[..., Judge]] = {
+    "oracle": oracle.oracle,
+    "oracle_holistic": oracle.oracle_holistic,
+    "openai": openai.openai,
+    "openai_holistic": openai.openai_holistic,
+}
+
+
+def build(spec: Mapping[str, Any]) -> Judge:
+    """The judge of a config: {"judge": name, **knobs}; ValueError names what is wrong."""
+    knobs = dict(spec)
+    name = knobs.pop("judge", "")
+    return config.bind(JUDGES, name, knobs, what="judge")(**knobs)
+
+
+__all__ = [
+    "JUDGES",
+    "Judge",
+    "Request",
+    "Store",
+    "Tally",
+    "Unreachable",
+    "Usage",
+    "Verdict",
+    "build",
+    "collect",
+    "stream",
+]
