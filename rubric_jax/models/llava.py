@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from huggingface_hub import errors
 from jax.sharding import PartitionSpec
 
+from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.models import attention, decoder, layers, maps, rows, vit, weights
 from rubric_jax.models import vlm as vlm_lib
@@ -265,7 +267,10 @@ def read_config(hf: Mapping[str, Any]) -> Config:
             f"config.json describes {kind!r} (text {text_kind!r}, vision {vision_kind!r}); the "
             "family 'llava' reads 'llava' with a 'llama' decoder and a 'clip_vision_model' tower."
         )
-    known = transformers.LlavaConfig.from_dict(dict(hf))
+    try:
+        known = transformers.LlavaConfig.from_dict(dict(hf))
+    except errors.StrictDataclassError as error:
+        raise ValueError(f"config.json is not a valid LLaVA configuration: {error}") from error
     text, vision = known.text_config, known.vision_config
     feature_layers = known.vision_feature_layer
     if isinstance(feature_layers, int):
@@ -274,11 +279,10 @@ def read_config(hf: Mapping[str, Any]) -> Config:
     after = tuple(k if k >= 0 else depth + 1 + k for k in feature_layers)
     if not all(0 < k <= depth for k in after):
         raise ValueError(f"vision_feature_layer {feature_layers} is outside the {depth} layers.")
-    if known.vision_feature_select_strategy not in ("default", "full"):
-        raise ValueError(
-            f"vision_feature_select_strategy is {known.vision_feature_select_strategy!r}; "
-            "it must be 'default' or 'full'."
-        )
+    for name in (vision.hidden_act, text.hidden_act, known.projector_hidden_act):
+        if name not in layers.ACTIVATIONS:
+            known_names = config_lib.one_of(name, layers.ACTIVATIONS)
+            raise ValueError(f"config.json asks for activation {name!r}; it must be {known_names}")
     return Config(
         vision=vit.Config(
             image=vision.image_size,

@@ -10,13 +10,15 @@ A family lists one `Weight` per tensor of its checkpoint. Layers are stacked her
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
+import itertools
 import json
 import math
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -31,7 +33,9 @@ from rubric_jax import paths
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_PART = "part-{:05d}.tmp"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 class Weight(NamedTuple):
@@ -65,12 +69,15 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str  # as in safetensors: F32, BF16, F16
 
+    def __str__(self) -> str:
+        return f"{self.name} in {self.file.name}"
+
 
 def tensors(directory: str | pathlib.Path, spec: Map) -> dict[str, Tensor]:
     """{canonical name: Tensor} of a directory, read from the headers alone.
 
-    Raises ValueError if there are no safetensors (pickle files are refused), or if the index and
-    the files disagree.
+    Raises ValueError if there are no safetensors (pickle files are refused), if a file is cut off,
+    if the index and the files disagree, or if a tensor is there twice.
     """
     directory = pathlib.Path(directory)
     index = directory / INDEX
@@ -92,12 +99,11 @@ def tensors(directory: str | pathlib.Path, spec: Map) -> dict[str, Tensor]:
         )
         raise ValueError(f"No safetensors weights in {directory}: {hint}")
     found = {}
-    for file in files:
-        with safetensors.safe_open(file, "np") as reader:
-            for name in reader.keys():  # noqa: SIM118  (not a dict)
-                part = reader.get_slice(name)
-                shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                found[spec.canonical(name)] = Tensor(file, name, shape, dtype)
+    for tensor in itertools.chain.from_iterable(map(_header, files)):
+        name = spec.canonical(tensor.name)
+        if name in found:
+            raise ValueError(f"{directory} holds {name} twice: as {found[name]} and as {tensor}.")
+        found[name] = tensor
     if named is not None:
         gone = sorted(set(named) - {tensor.name for tensor in found.values()})
         if gone:
@@ -105,34 +111,44 @@ def tensors(directory: str | pathlib.Path, spec: Map) -> dict[str, Tensor]:
     return found
 
 
+def _header(file: pathlib.Path) -> list[Tensor]:
+    try:
+        with safetensors.safe_open(file, "np") as reader:
+            parts = [(name, reader.get_slice(name)) for name in reader.keys()]  # noqa: SIM118
+            return [Tensor(file, n, tuple(p.get_shape()), p.get_dtype()) for n, p in parts]
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{file} is not a whole safetensors file ({error}); fetch or copy it again."
+        ) from error
+
+
 def check(found: Mapping[str, Tensor], spec: Map, directory) -> dict[str, str]:
     """Compares a directory with the map; returns {ignored name: why}. ValueError names faults."""
     wanted = {weight.name: weight for weight in spec.weights}
-    missing = [name for name in wanted if name not in found]
-    surplus, ignored = [], {}
-    for name in found:
-        if name in wanted:
-            continue
-        why = [why for pattern, why in spec.ignored if re.fullmatch(pattern, name)]
-        if why:
-            ignored[name] = why[0]
-        else:
-            surplus.append(found[name].name)
-    shapes = [
-        f"{found[name].name} is {list(found[name].shape)}, expected {list(weight.shape)}"
-        for name, weight in wanted.items()
-        if name in found and found[name].shape != weight.shape
-    ]
-    faults = [
-        f"{what}: {_some(names)}"
-        for what, names in (("missing", missing), ("surplus", surplus), ("misshapen", shapes))
-        if names
-    ]
-    if faults:
+    ignored = {
+        name: why
+        for name in found
+        for pattern, why in spec.ignored
+        if name not in wanted and re.fullmatch(pattern, name)
+    }
+    here = [(found[name], weight) for name, weight in wanted.items() if name in found]
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "surplus": [found[n].name for n in found if n not in wanted and n not in ignored],
+        "misshapen": [
+            f"{tensor.name} is {list(tensor.shape)}, expected {list(weight.shape)}"
+            for tensor, weight in here
+            if tensor.shape != weight.shape
+        ],
+        "of a dtype that is not read (quantised?)": [
+            f"{tensor.name} is {tensor.dtype}" for tensor, _ in here if tensor.dtype not in _DTYPES
+        ],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
         raise ValueError(
-            f"The weights in {directory} do not fit the model of its config.json. "
-            + "; ".join(faults)
-            + ". Is this a checkpoint of another architecture, or is config.json from another one?"
+            f"The weights in {directory} do not fit the model of its config.json. {told}. "
+            "Is this a checkpoint of another architecture, or is config.json from another one?"
         )
     return ignored
 
@@ -141,10 +157,13 @@ def fingerprint(directory, spec: Map) -> str:
     """Hex digest of a checkpoint's weights: names, shapes, dtypes and both ends of every tensor.
 
     Training moves nearly every entry of a tensor, so its ends tell; reading all of a large
-    checkpoint would cost minutes at every start.
+    checkpoint would cost minutes at every start. Spelling, files and ignored tensors do not count.
     """
+    found = tensors(directory, spec)
+    check(found, spec, directory)
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors(directory, spec).items()):
+    for name in sorted(weight.name for weight in spec.weights):
+        tensor = found[name]
         digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
         with safetensors.safe_open(tensor.file, "np") as reader:
             part, size = reader.get_slice(tensor.name), tensor.shape[0]
@@ -157,8 +176,8 @@ def fingerprint(directory, spec: Map) -> str:
 def load(directory, spec: Map, shapes, *, dtype, shardings=None, progress: bool = False):
     """Reads a checkpoint tensor by tensor, each straight onto the shards of its parameter.
 
-    Host memory holds one tensor at a time. With several processes every process reads the files and
-    keeps its own shards.
+    Host memory holds one tensor at a time, and its shards in `dtype` if that differs. With several
+    processes every process reads the files and keeps its own shards.
 
     Args:
       directory: with safetensors files.
@@ -181,67 +200,81 @@ def load(directory, spec: Map, shapes, *, dtype, shardings=None, progress: bool 
     for weight in spec.weights:
         by_path[weight.path].append(weight)
     bar = tqdm.tqdm(total=len(spec.weights), desc="weights", disable=not progress)
-    params = {}
+    params = []
     for path, leaf in flat.items():
         if path not in by_path:
             raise ValueError(f"The weight map has no tensor for the parameter {path!r}.")
-        loaded = None
-        for weight in by_path[path]:
-            shape = leaf.shape if weight.layer is None else leaf.shape[1:]
-            array = _read(found[weight.name], weight, shape)
-            if weight.layer is None:
-                loaded = _place(array, places[path], dtype)
-            else:
-                loaded = loaded if loaded is not None else _empty(leaf.shape, dtype, places[path])
-                place = _without_leading(places[path])
-                loaded = _set_layer(loaded, _place(array, place, dtype), weight.layer)
-            bar.update()
-        params[path] = loaded
+        params.append(_parameter(leaf, by_path[path], found, places[path], dtype))
+        bar.update(len(by_path[path]))
     bar.close()
-    return jax.tree_util.tree_unflatten(jax.tree.structure(shapes), [params[path] for path in flat])
+    return jax.tree.unflatten(jax.tree.structure(shapes), params)
 
 
 def write(
-    directory,
+    directory: str | pathlib.Path,
     params,
     spec: Map,
     *,
     source: str | pathlib.Path | None = None,
     dtype: str | None = None,
-    fetch: Callable[[jax.Array], np.ndarray] = np.asarray,
-    is_writer: bool = True,
     shard_bytes: int = 2_000_000_000,
 ) -> int:
     """Writes parameters as safetensors under the names and dtypes that `source` uses.
 
     Args:
       directory: made if needed.
-      params: the parameters, possibly sharded.
+      params: the parameters, on the host or on this process's devices.
       source: the checkpoint directory that the parameters came from; its spelling of names, its
         dtypes and its other files (config, tokenizer, processor) are kept. None: canonical names.
       dtype: 'float32' or 'bfloat16' to override.
-      fetch: brings an array to the host, on every process.
-      is_writer: False on the processes that only take part in `fetch`.
-      shard_bytes: size of the files; host memory holds one.
+      shard_bytes: size of the files, unless one tensor is larger; host memory holds one file.
 
     Returns the number of tensors. The weights appear under their final names only once complete.
     """
     directory = pathlib.Path(directory)
     known = tensors(source, spec) if source else {}
-    if is_writer:
-        directory.mkdir(parents=True, exist_ok=True)
-        if source:
-            _copy_others(pathlib.Path(source), directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if source:
+        _copy_others(pathlib.Path(source), directory)
+    names, total = [], 0  # names[i]: the tensors of file i
+    for shard in _shards(tensors_of(params, spec, known, dtype), shard_bytes):
+        safetensors.numpy.save_file(shard, directory / _PART.format(len(names)), {"format": "pt"})
+        names.append(list(shard))
+        total += _bytes(shard)
+        del shard  # or it would stay while the next one is filled
+    _publish(directory, names, total)
+    return sum(map(len, names))
+
+
+def tensors_of(
+    params, spec: Map, known: Mapping[str, Tensor], dtype: str | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every tensor of a checkpoint, in the spelling and dtypes of `known`."""
     flat = paths.flatten(params)
-    shards = _shards(_tensors_of(flat, spec, known, dtype, fetch), shard_bytes)
-    files = []
-    for shard in shards:
-        files.append((f"part-{len(files):05d}.tmp", list(shard), _bytes(shard)))
-        if is_writer:
-            safetensors.numpy.save_file(shard, directory / files[-1][0], {"format": "pt"})
-    if is_writer:
-        _rename(directory, files)
-    return sum(len(names) for _, names, _ in files)
+    for weight in spec.weights:
+        leaf = flat[weight.path]
+        # A slice even of the whole: a jax.Array keeps its host copy for as long as it lives.
+        array = np.asarray(leaf[...] if weight.layer is None else leaf[weight.layer])
+        turned = tuple(weight.shape[axis] for axis in weight.axes)
+        array = array.reshape(turned).transpose(np.argsort(weight.axes))
+        tensor = known.get(weight.name)
+        kind = dtype or (_DTYPES[tensor.dtype] if tensor else array.dtype)
+        yield tensor.name if tensor else weight.name, np.asarray(array, np.dtype(kind), order="C")
+
+
+def _parameter(leaf, listed: list[Weight], found: Mapping[str, Tensor], place, dtype) -> jax.Array:
+    if listed[0].layer is None:
+        return _place(_read(found[listed[0].name], listed[0], leaf.shape), place, dtype)
+    stack, part = _empty(leaf.shape, dtype, place), _without_leading(place)
+    for weight in listed:
+        # In one expression: a name would hold this layer while the next one is read.
+        stack = _set_layer(
+            stack,
+            _place(_read(found[weight.name], weight, leaf.shape[1:]), part, dtype),
+            weight.layer,
+        )
+        stack.block_until_ready()  # or transfers to the device would pile up on the host
+    return stack
 
 
 def _read(tensor: Tensor, weight: Weight, shape: tuple[int, ...]) -> np.ndarray:
@@ -250,9 +283,9 @@ def _read(tensor: Tensor, weight: Weight, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _place(array: np.ndarray, sharding, dtype) -> jax.Array:
-    # The callback casts one shard at a time, so the host never holds the tensor in two dtypes.
+    # A view unless it has to be cast: jax copies strided arrays straight into device memory.
     return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: np.ascontiguousarray(array[index]).astype(dtype)
+        array.shape, sharding, lambda index: np.asarray(array[index], dtype)
     )
 
 
@@ -274,38 +307,17 @@ def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
     return _setter(stack.sharding)(stack, layer, index)
 
 
-_SETTERS: dict = {}
-
-
+@functools.cache
 def _setter(sharding):
-    if sharding not in _SETTERS:
-        # Donated, so that the stack is filled in place.
-        _SETTERS[sharding] = jax.jit(
-            lambda stack, layer, index: jax.lax.dynamic_update_index_in_dim(
-                stack, layer, index, axis=0
-            ),
-            donate_argnums=0,
-            out_shardings=sharding,
-        )
-    return _SETTERS[sharding]
+    # Donated, so that the stack is filled in place.
+    return jax.jit(
+        functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
 
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-
-
-def _tensors_of(flat, spec: Map, known, dtype, fetch) -> Iterator[tuple[str, np.ndarray]]:
-    for weight in spec.weights:
-        leaf = flat[weight.path]
-        array = fetch(leaf if weight.layer is None else leaf[weight.layer])
-        turned = tuple(weight.shape[axis] for axis in weight.axes)
-        array = array.reshape(turned).transpose(np.argsort(weight.axes))
-        tensor = known.get(weight.name)
-        kind = dtype or (_DTYPES[tensor.dtype] if tensor else str(array.dtype))
-        name = tensor.name if tensor else weight.name
-        yield name, np.ascontiguousarray(array.astype(np.dtype(kind)))
-
-
-def _shards(items, limit: int) -> Iterator[dict[str, np.ndarray]]:
+def _shards(items: Iterable, limit: int) -> Iterator[dict[str, np.ndarray]]:
     shard: dict[str, np.ndarray] = {}
     for name, array in items:
         if shard and _bytes(shard) + array.nbytes > limit:
@@ -319,20 +331,18 @@ def _bytes(shard: Mapping[str, np.ndarray]) -> int:
     return sum(array.nbytes for array in shard.values())
 
 
-def _rename(directory: pathlib.Path, files) -> None:
+def _publish(directory: pathlib.Path, names: list[list[str]], total: int) -> None:
+    """Gives the parts of `write` their final names, and an index if there are several."""
     for old in (*directory.glob("model*.safetensors"), directory / INDEX):
         old.unlink(missing_ok=True)
-    if len(files) == 1:
-        (directory / files[0][0]).rename(directory / SINGLE)
-        return
-    named = {}
-    for number, (part, names, _) in enumerate(files, start=1):
-        final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        (directory / part).rename(directory / final)
-        named.update(dict.fromkeys(names, final))
-    total = sum(size for _, _, size in files)
-    index = {"metadata": {"total_size": total}, "weight_map": named}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    count, index = len(names), {}
+    for i in range(count):
+        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
+        (directory / _PART.format(i)).rename(directory / file)
+        index |= dict.fromkeys(names[i], file)
+    if count > 1:
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+        (directory / INDEX).write_text(text + "\n")
 
 
 def _copy_others(source: pathlib.Path, target: pathlib.Path) -> None:
