@@ -1,7 +1,8 @@
 """The main job on the embedded default: a toy LLaVA learns to look, then learns preferences.
 
   scenes -> random toy model -> warm-up on demonstrations -> MODPO on pairs with reward vectors
-         -> held-out preference accuracy, and the reward per axis of its own responses
+         -> held-out preference accuracy (of implicit rewards, against the warmed-up model), and
+            the reward per axis of its own responses
 
 Everything lies below one work directory in the formats of everybody's data, and a second start goes
 on where the first one ended.
@@ -28,7 +29,8 @@ from rubric_jax.data import loading, scenes
 from rubric_jax.train import passes
 from rubric_jax.train import setup as setup_lib
 
-DEMONSTRATIONS, PAIRS, HELD_OUT = 5000, 1600, 240
+DEMONSTRATIONS, PAIRS, HELD_OUT = 4000, 3000, 240
+QUALITY = 0.9  # share of pairs whose chosen response is flawless
 # Of the vector that responses are judged by. The pairs are ordered by one axis each; the others
 # enter the loss as margins.
 WEIGHTS = {"correctness": 0.4, "grounding": 0.3, "completeness": 0.2, "format": 0.1}
@@ -42,7 +44,12 @@ def run(workdir: str) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
     write_scenes(root)
     warm = _train_and_export(warm_up(root, root / "model"), root / "warm-up")
     tuned = _train_and_export(preference(root, warm), root / "preference")
-    before, after = (measure(root, directory) for directory in (warm, tuned))
+    sums, before = measure(root, warm)
+    new_sums, after = measure(root, tuned)
+    margin = np.subtract(*(new_sums - sums).T)  # implicit reward of chosen - rejected, over beta
+    accuracy = "preference accuracy"
+    before = {accuracy: np.full(len(margin), 0.5), **before}  # no margin yet: a toss-up
+    after = {accuracy: (margin > 0) + 0.5 * (margin == 0), **after}
     _report(before, after, time.monotonic() - started, tuned)
     return {name: (before[name], after[name]) for name in before}
 
@@ -52,7 +59,7 @@ def write_scenes(root, *, pairs: int = PAIRS, seed: int = 0) -> None:
     root = pathlib.Path(root)
     if not (root / "data" / "facts.jsonl").exists():
         sizes = {"demos": DEMONSTRATIONS, "pairs": pairs, "heldout": HELD_OUT}
-        scenes.write(root / "data", **sizes, seed=seed)
+        scenes.write(root / "data", **sizes, seed=seed, quality=QUALITY)
     if not (root / "model" / "model.safetensors").exists():
         scenes.write_model(root / "model", seed=seed)
 
@@ -64,31 +71,31 @@ def warm_up(root: pathlib.Path, model: pathlib.Path) -> config_lib.Config:
         config,
         data=dataclasses.replace(config.data, branches=("chosen",)),
         objective={"nll": {"on": "chosen"}},
-        optimizer=config_lib.Optimizer(learning_rate=2e-3, warmup=0.1, weight_decay=0.01),
-        train=dataclasses.replace(config.train, steps=400, reference="none"),
+        optimizer=config_lib.Optimizer(name="muon", learning_rate=2e-3, warmup=0.1),
+        train=dataclasses.replace(config.train, steps=200, reference="none"),
     )
 
 
 def preference(root: pathlib.Path, model: pathlib.Path) -> config_lib.Config:
-    """MODPO over the axes of the scenes, with a little likelihood of the chosen response."""
+    """MODPO over the axes of the scenes, with the likelihood of the chosen response."""
     config = _base(root, model, "train.jsonl")
     pair = {"win": "chosen", "lose": "rejected", "beta": 0.1}
     return dataclasses.replace(
         config,
         objective={
-            "modpo": {"weight": 1.0, **pair, "weights": WEIGHTS},
-            "nll": {"weight": 0.5, "on": "chosen"},
+            "modpo": {"weight": 0.1, **pair, "weights": WEIGHTS},
+            "nll": {"weight": 1.0, "on": "chosen"},
         },
-        optimizer=config_lib.Optimizer(learning_rate=2e-4, warmup=0.1),
-        train=dataclasses.replace(config.train, epochs=3.0),
+        optimizer=config_lib.Optimizer(name="muon", learning_rate=1.5e-3, warmup=0.1),
+        train=dataclasses.replace(config.train, epochs=2.0),
     )
 
 
-def measure(root: pathlib.Path, model: pathlib.Path) -> dict[str, np.ndarray]:
-    """Held-out measures of a checkpoint, one number per instance: preference, and each axis.
+def measure(root: pathlib.Path, model: pathlib.Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What a checkpoint does on held-out instances (H of them).
 
-    `preference` is 1 where the chosen response is more likely than the rejected one; the axes are
-    the rewards of the most likely response, judged against the ground truth.
+    Returns log-probabilities [H, 2] of the chosen and the rejected response, in nats, and the
+    reward [H] per axis of its own most likely response, judged against the ground truth.
     """
     config = _base(root, model, "heldout.jsonl")
     setup = setup_lib.build(config)
@@ -102,12 +109,11 @@ def measure(root: pathlib.Path, model: pathlib.Path) -> dict[str, np.ndarray]:
         for line in file:
             record = json.loads(line)
             facts[record["id"]] = record
-    found = {"preference": (sums[:, 0] > sums[:, 1]).astype(float)}
     scores = [
         scenes.score(scenes.from_facts(facts[name]), text)
         for name, text in zip(data.index["id"], texts, strict=True)
     ]
-    return found | {axis: np.array([s[axis] for s in scores]) for axis in scenes.AXES}
+    return sums, {f"reward: {axis}": np.array([s[axis] for s in scores]) for axis in scenes.AXES}
 
 
 def respond(setup: setup_lib.Setup, params, data: loading.Source) -> list[str]:
@@ -159,13 +165,13 @@ def _train_and_export(config: config_lib.Config, workdir: pathlib.Path) -> pathl
 
 
 def _report(before, after, seconds: float, directory: os.PathLike) -> None:
-    table = rich.table.Table(title=f"{len(before['preference'])} held-out instances, mean ± 95 %")
+    count = len(next(iter(before.values())))
+    table = rich.table.Table(title=f"{count} held-out instances, mean ± 95 %")
     for heading in ("", "after warm-up", "after MODPO", "change"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in before:
-        label = "preference accuracy" if name == "preference" else f"reward: {name}"
         change = after[name] - before[name]
-        table.add_row(label, _mean(before[name]), _mean(after[name]), _mean(change, sign="+"))
+        table.add_row(name, _mean(before[name]), _mean(after[name]), _mean(change, sign="+"))
     console = rich.console.Console()
     console.print(table)
     console.print(

@@ -1,9 +1,10 @@
 """Toy models and random batches, for tests that need no files."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rubric_jax import types
+from rubric_jax import paths, types
 from rubric_jax.models import llava
 
 IMAGE_TOKEN = 60
@@ -36,9 +37,15 @@ HF = {
 
 
 def model(**kwargs):
-    """A toy LLaVA and random parameters."""
+    """A toy LLaVA and random parameters, biases and norm scales too. Compiles nothing."""
     vlm = llava.build(HF, **kwargs)
-    return vlm, jax.jit(vlm.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def noise(path, leaf):
+        around = 1.0 if path.endswith("scale") else 0.0
+        return jnp.asarray(around + 0.15 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return vlm, paths.map_named(noise, jax.eval_shape(vlm.init, jax.random.key(0)))
 
 
 def batch(vlm, layout, *, rows=4, prompt=12, response=5, axes=2, groups=1, seed=0, ref=True):

@@ -27,7 +27,8 @@ def table(
       lines: further lines for the end (a memory estimate, say).
     """
     counts = prepared.counts
-    parts: list[Any] = [_rows(counts, title, prepared.axes)]
+    parts: list[Any] = [title] if title else []
+    parts.append(_rows(counts, prepared.axes))
     parts += [f"  dropped: {line}" for examples in counts.examples.values() for line in examples]
     if counts.unread:
         parts.append(f"  columns that nothing reads: {', '.join(counts.unread)}")
@@ -61,8 +62,8 @@ def shapes(prepared: preparing.Prepared, plan: planning.Plan) -> list[tuple[int,
     return found
 
 
-def _rows(counts, title: str, axes: Sequence[str]) -> rich.table.Table:
-    made = rich.table.Table(title=title or None, title_justify="left")
+def _rows(counts, axes: Sequence[str]) -> rich.table.Table:
+    made = rich.table.Table()
     made.add_column("rows")
     made.add_column("", justify="right")
     made.add_row("read", str(counts.rows))

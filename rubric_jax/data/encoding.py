@@ -72,6 +72,7 @@ class Encoder:
         self._ids: list[str] = []
         self._numbers, self._image_counts = array.array("q"), array.array("i")
         self._prompt_lengths, self._response_lengths = array.array("i"), array.array("i")
+        self._axes = array.array("i")
         self._keys = bytearray()
         self._checked: dict[str, tuple[str, tuple[int, int]]] = {}  # image path -> hash, size
 
@@ -122,6 +123,7 @@ class Encoder:
             "id": np.array(self._ids, str),
             "number": np.array(self._numbers, np.int64),
             "images": np.array(self._image_counts, np.int32),
+            "axis": np.array(self._axes, np.int32),
             "prompt_lengths": np.array(self._prompt_lengths, np.int32).reshape(rows, -1),
             "response_lengths": np.array(self._response_lengths, np.int32).reshape(rows, -1),
             "keys": np.frombuffer(bytes(self._keys), np.uint8).reshape(rows, -1, 32),
@@ -262,6 +264,7 @@ class Encoder:
         self._ids.append(row.id)
         self._numbers.append(row.number)
         self._image_counts.append(len(set(flat)))
+        self._axes.append(-1 if row.axis is None else record["axis"])
         self._prompt_lengths.extend(record["prompt_lengths"].tolist())
         self._response_lengths.extend(record["response_lengths"].tolist())
         self._keys += bytes.fromhex("".join(record["keys"]))

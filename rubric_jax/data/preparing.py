@@ -37,7 +37,7 @@ from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import encoding, processing, reading, records, sources
 
-FORMAT = 1  # goes up when records change their meaning
+FORMAT = 2  # goes up when records change their meaning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +62,7 @@ class Prepared:
         prompt_lengths  int32 [R, M], tokens
         response_lengths int32 [R, N], tokens
         images          int32 [R], distinct images of the row
+        axis            int32 [R], the axis that ordered the pair; -1 where the row names none
         keys            uint8 [R, N, 32], content keys
         """
         with np.load(os.path.join(self.directory, "index.npz")) as arrays:

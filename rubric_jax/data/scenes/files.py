@@ -60,7 +60,9 @@ def pairs(
         yield _pair(instances.instance(seed, index), rng, quality=quality, gap=gap)
 
 
-def write(directory, *, demos: int, pairs: int, heldout: int, seed: int = 0) -> None:
+def write(
+    directory, *, demos: int, pairs: int, heldout: int, seed: int = 0, quality: float = 0.5
+) -> None:
     """Writes the files above; the same arguments give the same bytes.
 
     A larger number of rows begins with the rows of a smaller one. Splits share no scene: to which
@@ -69,6 +71,7 @@ def write(directory, *, demos: int, pairs: int, heldout: int, seed: int = 0) -> 
     Args:
       directory: made if it is not there; files of the same name are overwritten.
       demos, pairs, heldout: rows of demos.jsonl, train.jsonl and heldout.jsonl.
+      quality: of the pairs, see `pairs`.
     """
     counts = {"demos": demos, "train": pairs, "heldout": heldout}
     for name, count in counts.items():
@@ -79,8 +82,8 @@ def write(directory, *, demos: int, pairs: int, heldout: int, seed: int = 0) -> 
     indices = _split(seed, counts)
     rows = {
         "demos": demonstrations(seed, indices["demos"]),
-        "train": _pairs(seed, indices["train"]),
-        "heldout": _pairs(seed, indices["heldout"]),
+        "train": _pairs(seed, indices["train"], quality=quality),
+        "heldout": _pairs(seed, indices["heldout"], quality=quality),
     }
     for name, split_rows in rows.items():
         _write_lines(directory / f"{name}.jsonl", split_rows)

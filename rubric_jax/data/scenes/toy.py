@@ -3,7 +3,7 @@
 A conversation as the chat template writes it, and how the tokenizer cuts it:
 
   <s><user><image>where is the circle ?<assistant>i see a small red circle .. top left .</s>
-  <s> <user> <image> x 36 where is the circle ? <assistant> i see a small red circle .. . </s>
+  <s> <user> <image> x 9 where is the circle ? <assistant> i see a small red circle .. . </s>
 
 Decoding joins the words with single spaces, which is the text that `language.score` reads.
 """
@@ -21,7 +21,7 @@ from rubric_jax import models
 from rubric_jax.data.scenes import instances, language, world
 from rubric_jax.models import weights
 
-PATCH = 8  # pixels; a cell of the picture is 2 x 2 patches
+PATCH = 16  # pixels: a cell of the picture, so that a patch shows one thing or nothing
 
 _SPECIAL = {
     "pad_token": "<pad>",

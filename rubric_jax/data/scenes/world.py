@@ -26,7 +26,7 @@ POSITIONS = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 NUMBERS = ("zero", "one", "two", "three")
 YESNO = ("yes", "no")
 
-CELL = 16  # pixels: two patches of 8, so that no thing straddles a cell
+CELL = 16  # pixels; no thing straddles a cell
 SIDE = 3 * CELL
 BACKGROUND = (255, 255, 255)
 RADIUS = {"small": 4, "large": 7}  # pixels from the cell's centre to a side
