@@ -14,7 +14,13 @@ def get_config():
     config = config_lib.default()
     config.model.family = "llava"
     config.objective = {
-        "dpo": {"weight": 1.0, "win": "chosen", "lose": "rejected", "beta": 0.1},
+        "dpo": {
+            "weight": 1.0,
+            "win": "chosen",
+            "lose": "rejected",
+            "beta": 0.1,
+            "label_smoothing": 0.0,
+        },
     }
     config.optimizer.learning_rate = 1e-6
     # As in LLaVA's own fine-tuning: the vision tower stays as it is.

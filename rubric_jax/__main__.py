@@ -12,6 +12,7 @@ Every field of a config can be set: --config.train.steps=100. See rubric_jax/con
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -75,7 +76,15 @@ COMMANDS: dict[str, Callable[[], None]] = {
 def _config() -> config_lib.Config:
     if _CONFIG.value is None:
         raise ValueError("This command needs --config=FILE, such as --config=configs/llava.py.")
-    return config_lib.build(_CONFIG.value)
+    try:
+        values = _CONFIG.value.to_dict()
+    except OSError as error:  # raised on first use of a file that could not be read
+        raise ValueError(_unreadable(error)) from error
+    return config_lib.build(values)
+
+
+def _unreadable(error: OSError) -> str:
+    return "--config: " + " ".join(str(error.__cause__ or error).split())
 
 
 def _need(flag: flags.FlagHolder) -> str:
@@ -84,13 +93,31 @@ def _need(flag: flags.FlagHolder) -> str:
     return flag.value
 
 
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, with one line in place of a traceback for what the config file lacks."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except OSError as error:
+        sys.exit(f"error: {_unreadable(error)}")
+    except AttributeError as error:
+        # ml_collections raises AttributeError(KeyError('pth\nDid you mean "path" ...')), quoted.
+        found = re.match(r"\W*(\w+)\W(?:.*Did you mean \"(\w+)\")?", str(error))
+        given = [arg.split("=")[0].lstrip("-") for arg in argv if re.match(r"--?config\.", arg)]
+        fields = [field for field in given if found and found[1] in field.split(".")]
+        if not fields:
+            raise
+        hint = "Fields that the file leaves out can be set here once they stand in it."
+        hint = f"Did you mean {found[2]!r}?" if found[2] else hint
+        sys.exit(f"error: {fields[0]}: the config file has no field {found[1]!r}. {hint}")
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) != 2:
         raise app.UsageError(f"Give one command of {', '.join(COMMANDS)}; found {argv[1:]}.")
     if argv[1] not in COMMANDS:
-        raise app.UsageError(
-            f"Unknown command {argv[1]!r}; it must be {config_lib.one_of(argv[1], COMMANDS)}"
+        sys.exit(
+            f"error: Unknown command {argv[1]!r}; it must be {config_lib.one_of(argv[1], COMMANDS)}"
         )
     try:
         COMMANDS[argv[1]]()
@@ -103,4 +130,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

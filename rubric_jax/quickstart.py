@@ -87,7 +87,7 @@ def preference(root: pathlib.Path, model: pathlib.Path) -> config_lib.Config:
             "nll": {"weight": 1.0, "on": "chosen"},
         },
         optimizer=config_lib.Optimizer(name="muon", learning_rate=1.5e-3, warmup=0.1),
-        train=dataclasses.replace(config.train, epochs=2.0),
+        train=dataclasses.replace(config.train, epochs=3.0),
     )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from rubric_jax import checkpoint, metrics, models, objectives, paths, sharding, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit, loading
+from rubric_jax.train import log as log_lib
 from rubric_jax.train import memory, optimizer, passes
 from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
@@ -49,17 +50,19 @@ def train(config: config_lib.Config, workdir: str) -> Outcome:
     """
     objective = setup_lib.objective(config)  # names first: a slip costs no device time
     setup = setup_lib.build(config)
-    checkpoint.claim(workdir, config_lib.to_dict(config))
+    # Before anything is saved there is nothing to protect, and a slip in a path can be mended.
+    checkpoint.claim(workdir, config_lib.to_dict(config), force=not _has_saved(workdir))
     cache = setup_lib.cache_directory(config, workdir)
     source = setup_lib.source(setup, config.data.path, config.data.split, cache)
     plan = setup_lib.plan(setup, source, shuffle=True)
     _say(setup, audit.table(source.prepared, plan, title=config.data.path))
     _say(setup, "\n".join(memory.lines(setup, plan)))
-    _check_labels(objective, source)
+    _check_labels(objective, source, config.data.path)
     steps = config.train.steps or math.ceil(config.train.epochs * plan.steps_per_epoch)
     data, held_out = Data(source, plan, None), None
     if config.data.eval_path:
         held = setup_lib.source(setup, config.data.eval_path, config.data.eval_split, cache)
+        _check_labels(objective, held, config.data.eval_path)
         held_out = Data(held, setup_lib.plan(setup, held, shuffle=False), None)
     _check_best(config)
     functions = compile_functions(setup, objective, steps)
@@ -99,7 +102,8 @@ def compile_functions(
         shards=sharding.data_shards(mesh),
     )
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    reference = setup.placement[0] if config.train.reference == "step" else None
+    inside = setup_lib.reference(config, objective) == "step"
+    reference = setup.placement[0] if inside else None
     return Functions(
         start=jax.jit(start, out_shardings=places, donate_argnums=0),
         step=jax.jit(
@@ -146,7 +150,17 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
         ) as writer,
         checkpoint.Preemption() as preemption,
     ):
-        log = _Log(setup, writer, functions.schedule, data, first, steps)
+        log = log_lib.Log(
+            setup,
+            writer,
+            schedule=functions.schedule,
+            source=data.source,
+            plan=data.plan,
+            # Forward and backward, and the reference if it is in the step.
+            passes=3 + (ref_params is not None),
+            first=first,
+            steps=steps,
+        )
         batches = setup_lib.batches(
             setup, data.source, data.plan, start=first, stop=steps, references=data.references
         )
@@ -183,7 +197,7 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
     """(state, reference parameters or None, data and held-out data with their references)."""
     config = setup.config
     reference = models.directory(config.model.reference or config.model.checkpoint)
-    mode = config.train.reference if objective.needs_reference else "none"
+    mode = setup_lib.reference(config, objective)
     params = None
     if manager.latest() is None:
         params = setup_lib.load(setup)
@@ -199,7 +213,7 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
                 passes.fill_references(setup, store, part.source, load)
         data = data._replace(references=store)
         held_out = held_out and held_out._replace(references=store)
-    ref_params = setup_lib.load(setup, reference) if config.train.reference == "step" else None
+    ref_params = setup_lib.load(setup, reference) if mode == "step" else None
     if params is not None:
         state = functions.start(params)
     else:
@@ -226,99 +240,39 @@ def _evaluate(setup, objective, functions, state, ref_params, data: Data) -> dic
     return {name: total / rows for name, total in totals.items()}
 
 
-class _Log:
-    """Metrics of a step are read once the next one is under way, so the device never waits."""
-
-    def __init__(self, setup, writer: metrics.Writer, schedule, data: Data, first, steps):
-        self._setup, self._writer, self._schedule, self._data = setup, writer, schedule, data
-        self._every = setup.config.train.log_every
-        self._speed = metrics.Throughput(jax.devices())
-        self._pending: tuple[int, Mapping, int] | None = None
-        self._window: list[dict[str, float]] = []
-        self._shapes: set = set()
-        self._steps = steps
-        self._bar = tqdm.tqdm(
-            total=steps, initial=first, desc="train", unit=" steps", disable=not setup.is_writer
-        )
-
-    def add(self, step: int, values: Mapping[str, jax.Array], batch: types.Batch) -> None:
-        """Takes a step that was dispatched, and reads the one before it."""
-        self.flush()
-        shape = (batch.prompts.shape, batch.responses.shape)
-        self._pending = (step, values, self._flops(step))
-        if shape not in self._shapes:  # it has just compiled: not a time to measure
-            self._shapes.add(shape)
-            jax.block_until_ready(values)
-            self._speed.restart()
-
-    def flush(self) -> None:
-        """Reads the step that is pending; FloatingPointError if its loss is not finite."""
-        if self._pending is None:
-            return
-        (step, values, flops), self._pending = self._pending, None
-        read = {name: float(value) for name, value in sharding.to_host(values).items()}
-        if not math.isfinite(read["loss"]) or not math.isfinite(read["grad_norm"]):
-            raise FloatingPointError(
-                f"Step {step}: loss {read['loss']}, gradient norm {read['grad_norm']}. Nothing was "
-                "saved after the last checkpoint; lower the learning rate, or look at the rows of "
-                "this step."
-            )
-        self._speed.add(pairs=read.pop("rows"), tokens=read.pop("tokens"), flops=flops)
-        self._window.append(read)
-        self._bar.update()
-        if step % self._every == 0 or step == self._steps:
-            means = {
-                name: float(np.mean([values[name] for values in self._window])) for name in read
-            }
-            means["learning_rate"] = float(self._schedule(step - 1))
-            self._writer.write(step, means | self._speed.read())
-            self._window.clear()
-            self._bar.set_postfix_str(_short(means))
-
-    def pause(self, step: int, found: Mapping[str, float]) -> None:
-        """Writes an evaluation, whose time does not count as training."""
-        self.flush()
-        if found:
-            self._writer.write(step, {f"eval/{name}": value for name, value in found.items()})
-        self._speed.restart()
-
-    def close(self) -> None:
-        self.flush()
-        self._bar.close()
-
-    def _flops(self, step: int) -> float:
-        """Of all processes' rows: forward and backward, and the reference if it is in the step."""
-        _, rows = self._data.plan(step - 1)
-        rows = rows[rows >= 0]
-        index = self._data.source.index
-        prompt = index["prompt_lengths"][rows].mean()
-        response = index["response_lengths"][rows].mean()
-        images = index["images"][rows].mean()
-        once = self._setup.vlm.flops(self._setup.layout, prompt, response, images)
-        times = 4 if self._setup.config.train.reference == "step" else 3
-        return times * once * len(rows)
+def _has_saved(workdir: str) -> bool:
+    """Whether the work directory holds a complete checkpoint of any run."""
+    return any(path.name.isdigit() for path in pathlib.Path(workdir, "checkpoints").glob("*"))
 
 
-def _short(means: Mapping[str, float]) -> str:
-    shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
-    return " ".join(f"{label} {means[name]:.3f}" for name, label in shown.items() if name in means)
-
-
-def _check_labels(objective: objectives.Objective, source: loading.Source) -> None:
+def _check_labels(objective: objectives.Objective, source: loading.Source, path: str) -> None:
     """What an objective needs of the data must be there before the first step."""
-    if not objective.needs_rewards:
-        return
-    counts = source.prepared.counts
-    if counts.unrewarded:
+    counts, names = source.prepared.counts, source.prepared.axes
+    if objective.needs_rewards and counts.unrewarded:
         raise ValueError(
             f"The objective reads reward vectors, but {counts.unrewarded} of {counts.kept} rows of "
-            "config.data.path lack a reward on some axis of config.data.axes. Add them as "
-            "chosen_rewards and rejected_rewards, or take an objective without rewards."
+            f"{path} lack a reward on some axis of config.data.axes. Add them as chosen_rewards "
+            "and rejected_rewards, or take an objective without rewards."
         )
-    axes = np.array([source[row].axis for row in range(len(source))], np.int32)
-    rows = np.ones(len(source), np.float32)
-    rewards = np.zeros((len(source), 1, len(source.prepared.axes)), np.float32)
-    objective.check(types.Labels(rewards, weight=rows, margin=rows, axis=axes))
+    if not objective.needs_axis:
+        return
+    axis, number = source.index["axis"], source.index["number"]
+    if len(names) > 1 and (axis < 0).any():
+        raise ValueError(
+            f"{path}:{number[np.argmax(axis < 0)]}: axis: missing in {(axis < 0).sum()} of "
+            f"{counts.kept} rows. The objective needs the axis that ordered each pair; it must be "
+            f"one of {', '.join(names)}."
+        )
+    by_number = np.zeros(number.max() + 1, np.int32)  # so that errors count rows as the file does
+    by_number[number] = np.maximum(axis, 0)
+    real = np.zeros(len(by_number), np.float32)
+    real[number] = 1.0
+    rewards = np.zeros((len(by_number), 1, len(names)), np.float32)
+    try:
+        objective.check(types.Labels(rewards, weight=real, margin=real, axis=by_number))
+    except ValueError as error:
+        axes = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        raise ValueError(f"{path}: axis: {error} The axes are {axes}.") from error
 
 
 def _check_best(config: config_lib.Config) -> None:
@@ -332,6 +286,3 @@ def _check_best(config: config_lib.Config) -> None:
 def _say(setup: setup_lib.Setup, text: str) -> None:
     if setup.is_writer:
         print(text, file=sys.stderr, flush=True)
-
-
-__all__ = ["Outcome", "compile_functions", "train"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rubric_jax import paths, sharding
+from rubric_jax import models, paths, sharding, types
 from rubric_jax.data import loading
-from rubric_jax.models import rows as rows_lib
+from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights
 from rubric_jax.train import optimizer
 from rubric_jax.train import setup as setup_lib
+from rubric_jax.train import step as step_lib
 
 
 def lines(setup: setup_lib.Setup, plan: loading.Plan) -> list[str]:
@@ -27,7 +29,7 @@ def lines(setup: setup_lib.Setup, plan: loading.Plan) -> list[str]:
     params, held = (_per_device(state[k], places[k]) for k in ("params", "moments"))
     grads = _per_device(kept, paths.split(places["params"], trainable)[0])
     reference = params if config.train.reference == "step" else 0
-    worst = max(_activations(setup, plan, shape) for shape in plan.shapes)
+    worst = _activations(setup, plan, plan.shapes[-1])  # the largest
     total = params + held + grads + reference + worst
     mesh = " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     return [
@@ -40,17 +42,56 @@ def lines(setup: setup_lib.Setup, plan: loading.Plan) -> list[str]:
 
 
 def _activations(setup: setup_lib.Setup, plan: loading.Plan, shape: loading.Shape) -> int:
-    """Bytes that the backward pass keeps for the largest microbatch, plus one layer's own."""
-    vlm, model = setup.vlm, setup.config.model
-    per_device = math.ceil(plan.batch_size / plan.groups)
-    slots = rows_lib.slots(setup.layout).size  # over all contexts
-    tokens = per_device * (len(setup.layout.contexts) * shape.prompt + slots * shape.response)
-    width = 2 if model.dtype == "bfloat16" else 4
-    # Layer inputs only ("full"), with the matmul results ("dots": about 8 widths), or everything.
-    kept = {"full": 1, "dots": 8, "none": 16}[model.remat]
-    layers = tokens * vlm.width * width * (vlm.depth * kept + 16)
-    logits = 2 * 4 * per_device * model.logps_chunk * vlm.vocab
-    return layers + logits
+    """Bytes of a microbatch on one device, at the height of the backward pass.
+
+    What the forward pass keeps for it, a layer that is computed again with everything that it
+    keeps, and a chunk's logits with their gradient. Tensor parallelism is not counted.
+    """
+    model = setup.config.model
+    rows = math.ceil(plan.batch_size / plan.groups)
+    batch = _batch(setup, rows, shape)
+    layer = 0.0
+    if model.remat != "none":
+        whole = models.build(model.family, setup.directory, dtype=model.dtype, remat="none")
+        layer = _residuals(setup, whole, batch) / setup.vlm.depth
+    logits = 2 * 4 * rows * model.logps_chunk * setup.vlm.vocab
+    inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+    return int(_residuals(setup, setup.vlm, batch) + layer + logits + inputs)
+
+
+def _residuals(setup: setup_lib.Setup, vlm: vlm_lib.VLM, batch: types.Batch) -> int:
+    """Bytes that the forward pass keeps for the backward pass, parameters left out; by tracing."""
+    task = step_lib.Task(vlm, setup.layout, None, setup.config.model.logps_chunk)
+    trainable = optimizer.trainable(setup.config.optimizer, setup.shapes)
+    kept, frozen = paths.split(setup.shapes, trainable)
+
+    def pull_back(kept, frozen, batch):
+        def total(kept):
+            return jnp.sum(step_lib.branch_logps(task, paths.merge(kept, frozen), batch))
+
+        return jax.tree.leaves(jax.vjp(total, kept)[1])
+
+    traced = jax.make_jaxpr(pull_back)(kept, frozen, batch).jaxpr
+    given = {id(variable) for variable in traced.invars}
+    new = {id(v): v.aval for v in traced.outvars if id(v) not in given}
+    return sum(aval.size * aval.dtype.itemsize for aval in new.values())
+
+
+def _batch(setup: setup_lib.Setup, rows: int, shape: loading.Shape) -> types.Batch:
+    """A microbatch of padding, one image group."""
+    m, n = len(setup.layout.contexts), len(setup.layout.branches)
+    prompts = np.zeros((rows, m, shape.prompt), np.int32)
+    mask = np.zeros((rows, n, shape.response), np.float32)
+    zeros = np.zeros(rows, np.float32)
+    rewards = np.zeros((rows, n, len(setup.config.data.axes)), np.float32)
+    return types.Batch(
+        prompts=prompts,
+        prompt_lengths=np.zeros((rows, m), np.int32),
+        media=setup.vlm.media(prompts, [[]], [[[]] * m] * rows, shape.images),
+        responses=mask.astype(np.int32),
+        mask=mask,
+        labels=types.Labels(rewards, zeros, zeros, zeros.astype(np.int32)),
+    )
 
 
 def _per_device(shapes, places) -> int:
@@ -61,8 +102,7 @@ def _per_device(shapes, places) -> int:
 
 
 def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
+    """1536 -> '1.5 KiB'."""
+    power = min(int(math.log2(max(count, 1)) // 10), 3)
+    scaled, unit = count / 1024**power, ("B", "KiB", "MiB", "GiB")[power]
+    return f"{scaled:.{0 if power == 0 or scaled >= 100 else 1}f} {unit}"

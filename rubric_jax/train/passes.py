@@ -61,14 +61,15 @@ def fill_references(
 ) -> int:
     """Computes what the store lacks for all rows of some data; returns how many branches it lacked.
 
-    Batches are those of a pass over all rows, and each is stored whole: a pass that was killed and
-    goes on computes every value in the same company, hence with the same rounding.
+    Batches are those of a pass over all rows, and a key takes its first value for good: a pass that
+    was killed and goes on computes every value in the same company, hence with the same rounding.
 
     Args:
       load: gives the reference's parameters; called only if something is missing.
     """
     plan = setup_lib.plan(setup, data, shuffle=False)
     missing = set(store.missing(data.prepared.keys(slice(None))))
+    count = len(missing)
     setup_lib.barrier()  # nobody may write before everybody has looked
     if not missing:
         return 0
@@ -83,9 +84,11 @@ def fill_references(
             keys = data.prepared.keys(rows)
             lengths = data.index["response_lengths"][rows].reshape(-1)
             flat = values.reshape(len(rows) * branches, -1)
-            store.put((k, v[:n]) for k, v, n in zip(keys, flat, lengths, strict=True))
+            new = {k: v[:n] for k, v, n in zip(keys, flat, lengths, strict=True) if k in missing}
+            store.put(new.items())
+            missing -= new.keys()
     setup_lib.barrier()
-    return len(missing)
+    return count
 
 
 def score(

@@ -78,6 +78,11 @@ def objective(config: config_lib.Config) -> objectives.Objective:
     return built
 
 
+def reference(config: config_lib.Config, objective: objectives.Objective) -> str:
+    """Where reference log-probabilities come from: config.train.reference, "none" if not read."""
+    return config.train.reference if objective.needs_reference else "none"
+
+
 def cache_directory(config: config_lib.Config, workdir: str) -> str:
     """Where prepared data and reference log-probabilities live."""
     return config.data.cache or os.path.join(workdir, "cache")

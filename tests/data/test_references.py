@@ -62,7 +62,7 @@ def test_an_unwritable_store_says_so(tmp_path):
 def test_the_store_survives_a_killed_writer(tmp_path):
     refs = store(tmp_path)
     refs.put([("a", np.float32([-1]))])
-    child = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(refs,))
+    child = multiprocessing.get_context("spawn").Process(target=_write_and_die, args=(refs,))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

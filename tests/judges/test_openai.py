@@ -341,10 +341,12 @@ def test_a_verdict_of_many_calls_goes_on_where_it_was(server, store):
     assert sorted([*asked[:2], *rest]) == sorted(c.id for c in criteria)
 
 
+def _collect(url, store):  # a judge holds a lambda, so the child builds its own
+    judges.collect(judge(url), _many(30), store)
+
+
 def test_a_killed_run_loses_at_most_the_calls_in_flight(server, store):
-    child = multiprocessing.get_context("fork").Process(
-        target=judges.collect, args=(judge(server), _many(30), store)
-    )
+    child = multiprocessing.get_context("spawn").Process(target=_collect, args=(server.url, store))
 
     def kill_at_the_twelfth(body):
         if len(server.calls) >= 12:

@@ -195,7 +195,7 @@ def test_a_pickled_store_reads_the_same_file(tmp_path):
 
 
 def test_several_processes_write_one_store(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     children = [context.Process(target=_fill, args=(tmp_path, n)) for n in range(4)]
     for child in children:
         child.start()
@@ -214,7 +214,7 @@ def _fill(folder, n):
 
 
 def test_the_store_survives_a_killed_writer(tmp_path):
-    child = multiprocessing.get_context("fork").Process(target=_die, args=(tmp_path,))
+    child = multiprocessing.get_context("spawn").Process(target=_die, args=(tmp_path,))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

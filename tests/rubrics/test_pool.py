@@ -115,7 +115,7 @@ def test_an_append_waits_for_another_to_finish(tmp_path):
 
 def test_several_processes_fill_one_pool_without_repeats(tmp_path):
     path = str(tmp_path / "pool.jsonl")
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     children = [context.Process(target=_fill, args=(path, n)) for n in range(4)]
     for child in children:
         child.start()
@@ -132,7 +132,7 @@ def _fill(path, n):
 
 def test_a_killed_writer_loses_only_what_it_had_not_been_given(tmp_path):
     path = str(tmp_path / "pool.jsonl")
-    child = multiprocessing.get_context("fork").Process(target=_die, args=(path,))
+    child = multiprocessing.get_context("spawn").Process(target=_die, args=(path,))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

@@ -1,0 +1,110 @@
+"""What a run says while it trains: metrics of each step, speed, the progress bar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+import tqdm
+
+from rubric_jax import metrics, sharding, types
+from rubric_jax.data import loading
+from rubric_jax.train import setup as setup_lib
+
+
+class Log:
+    """Metrics of a step are read once the next one is under way, so the device never waits."""
+
+    def __init__(
+        self,
+        setup: setup_lib.Setup,
+        writer: metrics.Writer,
+        *,
+        schedule: Callable[[int], float],
+        source: loading.Source,
+        plan: loading.Plan,
+        passes: int,
+        first: int,
+        steps: int,
+    ):
+        """For steps `first` + 1 to `steps` of a run.
+
+        Args:
+          schedule: learning rate of each step, from 0.
+          source, plan: what the steps read.
+          passes: forward passes that a step's model FLOPs amount to.
+        """
+        self._setup, self._writer, self._schedule = setup, writer, schedule
+        self._source, self._plan, self._passes = source, plan, passes
+        self._every = setup.config.train.log_every
+        self._speed = metrics.Throughput(jax.devices())
+        self._pending: tuple[int, Mapping, int] | None = None
+        self._window: list[dict[str, float]] = []
+        self._shapes: set = set()
+        self._steps = steps
+        self._bar = tqdm.tqdm(
+            total=steps, initial=first, desc="train", unit=" steps", disable=not setup.is_writer
+        )
+
+    def add(self, step: int, values: Mapping[str, jax.Array], batch: types.Batch) -> None:
+        """Takes a step that was dispatched, and reads the one before it."""
+        self.flush()
+        shape = (batch.prompts.shape, batch.responses.shape)
+        self._pending = (step, values, self._flops(step))
+        if shape not in self._shapes:  # it has just compiled: not a time to measure
+            self._shapes.add(shape)
+            jax.block_until_ready(values)
+            self._speed.restart()
+
+    def flush(self) -> None:
+        """Reads the step that is pending; FloatingPointError if its loss is not finite."""
+        if self._pending is None:
+            return
+        (step, values, flops), self._pending = self._pending, None
+        read = {name: float(value) for name, value in sharding.to_host(values).items()}
+        if not math.isfinite(read["loss"]) or not math.isfinite(read["grad_norm"]):
+            raise FloatingPointError(
+                f"Step {step}: loss {read['loss']}, gradient norm {read['grad_norm']}. Nothing was "
+                "saved after the last checkpoint; lower the learning rate, or look at the rows of "
+                "this step."
+            )
+        self._speed.add(pairs=read.pop("rows"), tokens=read.pop("tokens"), flops=flops)
+        self._window.append(read)
+        self._bar.update()
+        if step % self._every == 0 or step == self._steps:
+            means = {
+                name: float(np.mean([values[name] for values in self._window])) for name in read
+            }
+            means["learning_rate"] = float(self._schedule(step - 1))
+            self._writer.write(step, means | self._speed.read())
+            self._window.clear()
+            self._bar.set_postfix_str(_short(means))
+
+    def pause(self, step: int, found: Mapping[str, float]) -> None:
+        """Writes an evaluation, whose time does not count as training."""
+        self.flush()
+        if found:
+            self._writer.write(step, {f"eval/{name}": value for name, value in found.items()})
+        self._speed.restart()
+
+    def close(self) -> None:
+        self.flush()
+        self._bar.close()
+
+    def _flops(self, step: int) -> float:
+        """Of all processes' rows."""
+        _, rows = self._plan(step - 1)
+        rows = rows[rows >= 0]
+        index = self._source.index
+        prompt = index["prompt_lengths"][rows].mean()
+        response = index["response_lengths"][rows].mean()
+        images = index["images"][rows].mean()
+        once = self._setup.vlm.flops(self._setup.layout, prompt, response, images)
+        return self._passes * once * len(rows)
+
+
+def _short(means: Mapping[str, float]) -> str:
+    shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+    return " ".join(f"{label} {means[name]:.3f}" for name, label in shown.items() if name in means)
