@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import types as python_types
 import typing
 from collections.abc import Callable, Mapping
@@ -170,6 +171,25 @@ def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         if flat[key] not in choices:
             raise ValueError(
                 f"config.{key} is {flat[key]!r}; it must be {one_of(flat[key], choices)}"
+            )
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"config.{key} is {value}; it must be finite.")
+    if flat["train.epochs"] <= 0:
+        raise ValueError(f"config.train.epochs is {flat['train.epochs']}; it must be above 0.")
+    for key in ("data.branches", "data.axes"):
+        names = flat[key]
+        if not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"config.{key} is {names}; it must be a tuple of names.")
+        if len(set(names)) != len(names):
+            raise ValueError(f"config.{key} is {names}; its names must differ.")
+    for key in ("optimizer.decay", "optimizer.scale", "optimizer.trainable"):
+        if not all(
+            isinstance(r, tuple) and len(r) == 2 and isinstance(r[0], str) for r in flat[key]
+        ):
+            raise ValueError(
+                f"config.{key} is {flat[key]}; it must be a tuple of (regex, value) pairs, such as "
+                '((r"vision/.*", False), (r".*", True)).'
             )
     for key, least in _AT_LEAST.items():
         if flat[key] < least:

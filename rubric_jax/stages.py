@@ -90,6 +90,11 @@ def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str 
 def _cache(config: config_lib.Config, workdir: str | None):
     """Where a command without a run of its own prepares data: the config's cache, the work
     directory's, or one that is gone afterwards."""
+    if config.mesh.distributed and not (config.data.cache or workdir):
+        raise ValueError(
+            "With several processes this command needs a directory that all of them share: "
+            "give --workdir or config.data.cache."
+        )
     if config.data.cache or workdir:
         return _Kept(setup_lib.cache_directory(config, workdir or ""))
     return tempfile.TemporaryDirectory(prefix="rubric_jax-")

@@ -124,3 +124,22 @@ def test_bind_returns_the_function_of_a_name_whose_knobs_fit():
 def test_bind_names_what_does_not_fit(name, knobs, message):
     with pytest.raises(ValueError, match=message):
         config.bind(TERMS, name, knobs, what="objective")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.learning_rate", float("nan"), "learning_rate is nan; it must be finite"),
+        ("train.epochs", 0.0, "train.epochs is 0.0; it must be above 0"),
+        ("data.axes", ("a", "a"), "its names must differ"),
+        ("data.branches", ("chosen", 1), "must be a tuple of names"),
+        ("optimizer.trainable", ("vision/.*", False), "must be a tuple of"),
+        ("optimizer.scale", ((".*",),), "must be a tuple of"),
+    ],
+)
+def test_values_that_would_fail_later_are_refused_at_once(key, value, message):
+    values = config.to_dict(config.Config())
+    group, field = key.split(".")
+    values[group][field] = value
+    with pytest.raises(ValueError, match=message):
+        config.build(values)

@@ -239,6 +239,10 @@ def _blocks(field: str, messages: Messages, images: Sequence[Any], image_text: s
         if not message.get("content") or message["role"] == "tool":
             continue
         content = []
+        if not isinstance(message["content"], Sequence):
+            raise FieldError(
+                field, f"has the content {message['content']!r}; it must be text or a list."
+            )
         for block in message["content"]:
             if not isinstance(block, Mapping) or "type" not in block:
                 raise FieldError(

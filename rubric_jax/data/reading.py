@@ -20,14 +20,17 @@ TRL's preference layout, one row per line or record:
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import images, processing, sources
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +245,8 @@ def _rewards(name: str, value: Any, axes: Sequence[str]) -> dict[str, float]:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise processing.FieldError(name, f"is {value!r}; it must be a number.")
-    if not math.isfinite(value):
-        raise processing.FieldError(name, f"is {value}; it must be finite.")
+    if not abs(value) <= _LARGEST:  # false for NaN too
+        raise processing.FieldError(name, f"is {value}; it must be finite in float32.")
     return float(value)
 
 

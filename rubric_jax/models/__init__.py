@@ -19,7 +19,11 @@ def build(family: str, directory, *, dtype: str = "float32", remat: str = "none"
     file = pathlib.Path(directory) / "config.json"
     if not file.exists():
         raise ValueError(f"No config.json in {directory}; is it a Hugging Face model directory?")
-    return MODELS[family](json.loads(file.read_text()), dtype=dtype, remat=remat)
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
+    return MODELS[family](values, dtype=dtype, remat=remat)
 
 
 def directory(checkpoint: str) -> pathlib.Path:

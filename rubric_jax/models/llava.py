@@ -94,6 +94,7 @@ def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none")
     dtype = jnp.dtype(dtype)
     bind = functools.partial
     return vlm_lib.VLM(
+        config=config,
         init=bind(init, config),
         hidden=bind(hidden, config, dtype, remat),
         unembed=bind(unembed, config, dtype),
@@ -104,7 +105,6 @@ def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none")
         weights=weight_map(config),
         flops=bind(flops, config),
         depth=config.decoder.depth,
-        width=config.decoder.width,
         vocab=config.decoder.vocab,
     )
 

@@ -20,6 +20,7 @@ class VLM(NamedTuple):
     Parameters are nested dicts of arrays. Nothing here holds parameters or devices.
     """
 
+    config: Any  # frozen; equal for checkpoints that compute the same function of their parameters
     init: Callable[[jax.Array], Params]  # random parameters from a key
     # The states that predict each response token: (params, batch, layout) -> [B, N, T, D].
     hidden: Callable[[Params, types.Batch, types.Layout], Array]
@@ -37,6 +38,5 @@ class VLM(NamedTuple):
     # Required FLOPs of one forward pass of one instance:
     # (layout, prompt tokens, response tokens, images) -> float.
     flops: Callable[[types.Layout, int, int, float], float]
-    depth: int  # decoder layers, for memory estimates
-    width: int
+    depth: int  # decoder layers
     vocab: int

@@ -10,6 +10,7 @@ A family lists one `Weight` per tensor of its checkpoint. Layers are stacked her
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import functools
 import hashlib
 import itertools
@@ -82,7 +83,9 @@ def tensors(directory: str | pathlib.Path, spec: Map) -> dict[str, Tensor]:
     directory = pathlib.Path(directory)
     index = directory / INDEX
     if index.exists():
-        named = json.loads(index.read_text())["weight_map"]
+        named = json.loads(index.read_text()).get("weight_map")
+        if not isinstance(named, dict):
+            raise ValueError(f"{index} has no 'weight_map'; fetch or copy it again.")
         files = sorted({directory / file for file in named.values()})
         gone = [file.name for file in files if not file.exists()]
         if gone:
@@ -154,22 +157,23 @@ def check(found: Mapping[str, Tensor], spec: Map, directory) -> dict[str, str]:
 
 
 def fingerprint(directory, spec: Map) -> str:
-    """Hex digest of a checkpoint's weights: names, shapes, dtypes and both ends of every tensor.
+    """Hex digest of a checkpoint's weights: names, shapes, dtypes and every byte of every tensor.
 
-    Training moves nearly every entry of a tensor, so its ends tell; reading all of a large
-    checkpoint would cost minutes at every start. Spelling, files and ignored tensors do not count.
+    Spelling, files and ignored tensors do not count. A few tensors are in memory at a time.
     """
     found = tensors(directory, spec)
     check(found, spec, directory)
-    digest = hashlib.sha256()
-    for name in sorted(weight.name for weight in spec.weights):
-        tensor = found[name]
-        digest.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
-        with safetensors.safe_open(tensor.file, "np") as reader:
-            part, size = reader.get_slice(tensor.name), tensor.shape[0]
-            ends = part[:1], part[size - 1 : size]
-        for end in ends:
-            digest.update(np.ascontiguousarray(end).tobytes())
+    names = sorted(weight.name for weight in spec.weights)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+        parts = list(pool.map(lambda name: _digest(name, found[name]), names))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _digest(name: str, tensor: Tensor) -> str:
+    with safetensors.safe_open(tensor.file, "np") as reader:
+        array = np.ascontiguousarray(reader.get_tensor(tensor.name))
+    digest = hashlib.sha256(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
+    digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
@@ -236,6 +240,8 @@ def write(
     directory.mkdir(parents=True, exist_ok=True)
     if source:
         _copy_others(pathlib.Path(source), directory)
+        if dtype:
+            _set_dtype(directory / "config.json", dtype)
     names, total = [], 0  # names[i]: the tensors of file i
     for shard in _shards(tensors_of(params, spec, known, dtype), shard_bytes):
         safetensors.numpy.save_file(shard, directory / _PART.format(len(names)), {"format": "pt"})
@@ -353,6 +359,15 @@ def _copy_others(source: pathlib.Path, target: pathlib.Path) -> None:
         weights = file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
         if file.is_file() and not weights and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)
+
+
+def _set_dtype(file: pathlib.Path, dtype: str) -> None:
+    """Lets config.json say what the weights are: transformers loads in the dtype that it names."""
+    config = json.loads(file.read_text())
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in {"dtype", "torch_dtype"} & part.keys():
+            part[key] = dtype
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _some(names) -> str:

@@ -40,7 +40,8 @@ class Log:
         self._source, self._plan, self._passes = source, plan, passes
         self._every = setup.config.train.log_every
         self._speed = metrics.Throughput(jax.devices())
-        self._pending: tuple[int, Mapping, int] | None = None
+        self._pending: tuple[int, Mapping, float] | None = None
+        self._timed = 0  # steps in the window of the clock
         self._window: list[dict[str, float]] = []
         self._shapes: set = set()
         self._steps = steps
@@ -50,27 +51,43 @@ class Log:
 
     def add(self, step: int, values: Mapping[str, jax.Array], batch: types.Batch) -> None:
         """Takes a step that was dispatched, and reads the one before it."""
-        self.flush()
         shape = (batch.prompts.shape, batch.responses.shape)
-        self._pending = (step, values, self._flops(step))
-        if shape not in self._shapes:  # it has just compiled: not a time to measure
+        compiled = shape not in self._shapes
+        if compiled:  # not a time to measure, neither for this step nor for the one before it
             self._shapes.add(shape)
-            jax.block_until_ready(values)
-            self._speed.restart()
+            self.restart()
+        self.flush(timed=not compiled)
+        self._pending = (step, values, self._flops(step))
+        if compiled:
+            self.flush(timed=False)
+            self.restart()
 
-    def flush(self) -> None:
-        """Reads the step that is pending; FloatingPointError if its loss is not finite."""
+    def restart(self) -> None:
+        """Forgets the time since the last reading: it was not spent on training."""
+        self._timed = 0
+        self._speed.restart()
+
+    def flush(self, *, timed: bool = True) -> None:
+        """Reads the step that is pending; FloatingPointError if its loss is not finite.
+
+        timed: whether the clock ran for this step and nothing else.
+        """
         if self._pending is None:
             return
         (step, values, flops), self._pending = self._pending, None
         read = {name: float(value) for name, value in sharding.to_host(values).items()}
-        if not math.isfinite(read["loss"]) or not math.isfinite(read["grad_norm"]):
+        norms = {name: read[name] for name in ("loss", "grad_norm", "update_norm")}
+        if not all(map(math.isfinite, norms.values())):
+            shown = ", ".join(f"{name} {value}" for name, value in norms.items())
             raise FloatingPointError(
-                f"Step {step}: loss {read['loss']}, gradient norm {read['grad_norm']}. Nothing was "
+                f"Step {step}: {shown}. Nothing was "
                 "saved after the last checkpoint; lower the learning rate, or look at the rows of "
                 "this step."
             )
-        self._speed.add(pairs=read.pop("rows"), tokens=read.pop("tokens"), flops=flops)
+        pairs, tokens = read.pop("rows"), read.pop("tokens")
+        if timed:
+            self._speed.add(pairs=pairs, tokens=tokens, flops=flops)
+            self._timed += 1
         self._window.append(read)
         self._bar.update()
         if step % self._every == 0 or step == self._steps:
@@ -78,7 +95,9 @@ class Log:
                 name: float(np.mean([values[name] for values in self._window])) for name in read
             }
             means["learning_rate"] = float(self._schedule(step - 1))
-            self._writer.write(step, means | self._speed.read())
+            speed = self._speed.read() if self._timed else {}
+            self._writer.write(step, means | speed)
+            self._timed = 0
             self._window.clear()
             self._bar.set_postfix_str(_short(means))
 
@@ -87,7 +106,7 @@ class Log:
         self.flush()
         if found:
             self._writer.write(step, {f"eval/{name}": value for name, value in found.items()})
-        self._speed.restart()
+        self.restart()
 
     def close(self) -> None:
         self.flush()

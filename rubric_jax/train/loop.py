@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rubric_jax import checkpoint, metrics, models, objectives, paths, sharding, types
+from rubric_jax import checkpoint, metrics, objectives, paths, sharding, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit, loading
 from rubric_jax.train import log as log_lib
@@ -49,6 +49,7 @@ def train(config: config_lib.Config, workdir: str) -> Outcome:
     ends with the same bits as one that was not.
     """
     objective = setup_lib.objective(config)  # names first: a slip costs no device time
+    _check_best(config)
     setup = setup_lib.build(config)
     # Before anything is saved there is nothing to protect, and a slip in a path can be mended.
     checkpoint.claim(workdir, config_lib.to_dict(config), force=not _has_saved(workdir))
@@ -64,7 +65,6 @@ def train(config: config_lib.Config, workdir: str) -> Outcome:
         held = setup_lib.source(setup, config.data.eval_path, config.data.eval_split, cache)
         _check_labels(objective, held, config.data.eval_path)
         held_out = Data(held, setup_lib.plan(setup, held, shuffle=False), None)
-    _check_best(config)
     functions = compile_functions(setup, objective, steps)
     with (
         checkpoint.Manager(
@@ -137,7 +137,8 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
         return _evaluate(setup, objective, functions, state, ref_params, held_out)
 
     def save(wait: bool = False) -> None:
-        manager.save(done, state, position={"step": done}, config=plain, metrics=found, wait=wait)
+        position = {"step": done, **_inputs(data)}
+        manager.save(done, state, position=position, config=plain, metrics=found, wait=wait)
 
     with (
         metrics.Writer(
@@ -174,10 +175,13 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
             evaluated = done == steps or (every > 0 and done % every == 0)
             if evaluated and not leaving:
                 found = evaluate()
+                _check_metric(config, found)
                 log.pause(done, found)
-            if leaving or evaluated or done % config.train.checkpoint_every == 0:
+            best = bool(found) and config.train.keep_best > 0
+            if leaving or best or done == steps or done % config.train.checkpoint_every == 0:
                 log.flush()  # a state that is not finite is never saved
                 save(wait=leaving)
+                log.restart()
                 found = found if done == steps else {}
             if leaving:
                 log.close()
@@ -196,7 +200,7 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
 def _begin(setup, functions, manager, workdir, data, held_out, objective):
     """(state, reference parameters or None, data and held-out data with their references)."""
     config = setup.config
-    reference = models.directory(config.model.reference or config.model.checkpoint)
+    reference = setup_lib.reference_directory(setup)
     mode = setup_lib.reference(config, objective)
     params = None
     if manager.latest() is None:
@@ -217,7 +221,13 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
     if params is not None:
         state = functions.start(params)
     else:
-        state, _ = manager.restore(functions.state)
+        state, position = manager.restore(functions.state)
+        changed = config_lib.differences(position, {"step": position["step"], **_inputs(data)})
+        if changed:
+            raise ValueError(
+                f"The work directory {workdir} was trained on other inputs than its config names "
+                f"now: {'; '.join(changed)}. Put them back, or take a new --workdir."
+            )
         _say(setup, f"Resuming at step {manager.latest()}.")
     return state, ref_params, data, held_out
 
@@ -238,6 +248,20 @@ def _evaluate(setup, objective, functions, state, ref_params, data: Data) -> dic
     rows = totals.pop("rows")
     totals.pop("tokens")
     return {name: total / rows for name, total in totals.items()}
+
+
+def _inputs(data: Data) -> dict[str, str]:
+    """What a run may not change under way: keys of the prepared data and of the reference."""
+    references = data.references.model if data.references else ""
+    return {"data": pathlib.Path(data.source.prepared.directory).name, "reference": references}
+
+
+def _check_metric(config: config_lib.Config, found: dict[str, float]) -> None:
+    name = config.train.best_metric
+    if config.train.keep_best and found and name not in found:
+        raise ValueError(
+            f"config.train.best_metric is {name!r}; it must be {config_lib.one_of(name, found)}"
+        )
 
 
 def _has_saved(workdir: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tqdm
 
-from rubric_jax import models, sharding, types
+from rubric_jax import sharding, types
 from rubric_jax.data import loading, references
 from rubric_jax.models import weights
 from rubric_jax.train import setup as setup_lib
@@ -45,10 +46,10 @@ def logps(
 def reference_store(setup: setup_lib.Setup, cache: str) -> references.References:
     """Where the log-probabilities of this run's reference lie."""
     model = setup.config.model
-    directory = models.directory(model.reference or model.checkpoint)
+    found = weights.fingerprint(setup_lib.reference_directory(setup), setup.vlm.weights)
     return references.References(
         os.path.join(cache, "references.sqlite"),
-        weights.fingerprint(directory, setup.vlm.weights),
+        hashlib.sha256(f"{found} {setup.vlm.config}".encode()).hexdigest(),
         f"{model.dtype}/{model.param_dtype}",
     )
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
-from rubric_jax import models, objectives, paths, sharding, types
+from rubric_jax import models, objectives, sharding, types
 from rubric_jax.data import loading, preparing, processing
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights
@@ -81,6 +81,21 @@ def objective(config: config_lib.Config) -> objectives.Objective:
 def reference(config: config_lib.Config, objective: objectives.Objective) -> str:
     """Where reference log-probabilities come from: config.train.reference, "none" if not read."""
     return config.train.reference if objective.needs_reference else "none"
+
+
+def reference_directory(setup: Setup) -> pathlib.Path:
+    """The reference's checkpoint; ValueError if it is not of the policy's architecture."""
+    model = setup.config.model
+    directory = models.directory(model.reference or model.checkpoint)
+    if directory != setup.directory:
+        other = models.build(model.family, directory, dtype=model.dtype, remat=model.remat)
+        if other.config != setup.vlm.config:
+            raise ValueError(
+                f"config.model.reference {directory} has another architecture than "
+                f"{setup.directory}: {other.config} against {setup.vlm.config}. Only checkpoints "
+                "with equal configurations can serve as reference."
+            )
+    return directory
 
 
 def cache_directory(config: config_lib.Config, workdir: str) -> str:
@@ -173,8 +188,3 @@ def barrier() -> None:
     """Waits for all processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("rubric_jax")
-
-
-def trainable_count(shapes, trainable) -> int:
-    """Numbers that the optimizer changes."""
-    return weights.count(paths.split(shapes, trainable)[0])

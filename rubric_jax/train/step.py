@@ -104,6 +104,7 @@ def make(
         updates, opt_state = tx.update(grads, state.opt_state, kept)
         params = paths.merge(optax.apply_updates(kept, updates), frozen)
         metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["update_norm"] = optax.global_norm(updates)
         return State(state.step + 1, params, opt_state, loss_state), metrics
 
     return step
