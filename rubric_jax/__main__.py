@@ -19,8 +19,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rubric_jax import checkpoint, quickstart, stages
 from rubric_jax import config as config_lib
-from rubric_jax import quickstart, stages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and its fields.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; made, or resumed.")
@@ -56,7 +56,9 @@ def _export() -> None:
 
 
 def _scenes() -> None:
-    quickstart.write_scenes(_need(_OUT), pairs=_ROWS.value, seed=_SEED.value)
+    out = _need(_OUT)
+    with checkpoint.disk_errors(out):
+        quickstart.write_scenes(out, pairs=_ROWS.value, seed=_SEED.value)
 
 
 def _quickstart() -> None:

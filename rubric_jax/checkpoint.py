@@ -284,8 +284,8 @@ def disk_errors(directory: str) -> Iterator[None]:
 
 def _disk_message(directory: str, reason: str) -> str:
     return (
-        f"Cannot write to {directory}: {reason}. Free space there or make it writable, or take "
-        "another --workdir; checkpoints that were complete are unharmed."
+        f"Cannot write to {directory}: {reason}. Free space there or make it writable, or name "
+        "another directory; checkpoints that were complete are unharmed."
     )
 
 

@@ -100,11 +100,10 @@ def plan(
         slots = _most_images(index["images"][rows[members]], batch_size // groups)
         shapes.append(Shape(int(high_p[cut - 1]), int(high_t[cut - 1]), slots))
     made = Plan(tuple(shapes), rows, bucket, batch_size, groups, seed, shuffle)
-    used, bucket_of = np.unique(_epoch(made, 0)[0], return_inverse=True)
+    used = np.unique(_epoch(made, 0)[0])
     if len(used) == len(shapes):
         return made
     # In input order a short bucket may never fill a batch of its own: drop shapes that never come.
-    del bucket_of
     keep = np.searchsorted(used, bucket)
     return dataclasses.replace(made, shapes=tuple(shapes[k] for k in used), bucket=keep)
 
