@@ -41,7 +41,7 @@ class Layout:
     """Which branches a run compares, and under which context each is read. Static under jit.
 
     Build it with `Layout.of(("chosen", "rejected@corrupted"))`: a name without '@' is read under
-    `clean`; contexts are numbered in order of first use.
+    `clean`; contexts are numbered in order of first use. `PROMPTS` is the layout without branches.
     """
 
     contexts: tuple[str, ...]  # M names
@@ -73,6 +73,10 @@ class Layout:
 
     def branches_of(self, context: int) -> tuple[int, ...]:
         return tuple(n for n, m in enumerate(self.context_of) if m == context)
+
+
+# Prompts alone, as sampling reads them: one context and no branch.
+PROMPTS = Layout((CLEAN,), (), ())
 
 
 def split_branch(branch: str) -> tuple[str, str]:

@@ -118,15 +118,15 @@ class Encoder:
 
     def index(self) -> dict[str, np.ndarray]:
         """What planning needs of every kept row; see preparing.Prepared.index."""
-        rows = len(self._ids)
+        rows, branches = len(self._ids), len(self.layout.branches)
         return {
             "id": np.array(self._ids, str),
             "number": np.array(self._numbers, np.int64),
             "images": np.array(self._image_counts, np.int32),
             "axis": np.array(self._axes, np.int32),
             "prompt_lengths": np.array(self._prompt_lengths, np.int32).reshape(rows, -1),
-            "response_lengths": np.array(self._response_lengths, np.int32).reshape(rows, -1),
-            "keys": np.frombuffer(bytes(self._keys), np.uint8).reshape(rows, -1, 32),
+            "response_lengths": np.array(self._response_lengths, np.int32).reshape(rows, branches),
+            "keys": np.frombuffer(bytes(self._keys), np.uint8).reshape(rows, branches, 32),
         }
 
     def _with_pictures(self, rows: Iterator[reading.Row]):
@@ -244,7 +244,7 @@ class Encoder:
             "id": row.id,
             "prompts": np.concatenate(prompts),
             "prompt_lengths": np.array([len(ids) for ids in prompts], np.int32),
-            "responses": np.concatenate(responses),
+            "responses": np.concatenate([np.zeros(0, np.int32), *responses]),
             "response_lengths": np.array([len(ids) for ids in responses], np.int32),
             "rewards": np.array(rewards, np.float32),
             "has_rewards": int(all(axis in reward for reward in known for axis in axes)),
@@ -274,13 +274,8 @@ def _text(response: str | list) -> str:
     """What the author of a response wrote, without the template around it."""
     if isinstance(response, str):
         return response
-    parts = []
-    for message in response:
-        content = message.get("content") or ""
-        blocks = content if isinstance(content, list) else [{"text": content}]
-        parts += [str(block.get("text", "")) for block in blocks if isinstance(block, Mapping)]
-        parts += ["call"] if message.get("tool_calls") else []
-    return "".join(parts)
+    calls = any(message.get("tool_calls") for message in response)
+    return processing.text_of(response) + ("call" if calls else "")
 
 
 def _content_key(fingerprint: str, prompt, hashes: list[str], response) -> str:

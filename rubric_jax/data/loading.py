@@ -260,4 +260,5 @@ def _ref_logps(examples, mask: np.ndarray, references) -> np.ndarray:
 
 
 def _split(values, lengths) -> tuple[np.ndarray, ...]:
-    return tuple(np.split(np.asarray(values, np.int32), np.cumsum(lengths)[:-1]))
+    ends = np.cumsum(lengths)
+    return tuple(np.split(np.asarray(values, np.int32), ends[:-1])) if len(ends) else ()

@@ -87,7 +87,7 @@ def plan(
     if not len(rows):
         raise ValueError("There are no rows to plan batches for.")
     prompts = _round_up(index["prompt_lengths"][rows].max(axis=1))  # [R]
-    responses = _round_up(index["response_lengths"][rows].max(axis=1))  # [R]
+    responses = _round_up(index["response_lengths"][rows].max(axis=1, initial=0))  # [R]
     contexts, branches = index["prompt_lengths"].shape[1], index["response_lengths"].shape[1]
     order = np.argsort(contexts * prompts + branches * responses, kind="stable")
     high_p, high_t = np.maximum.accumulate(prompts[order]), np.maximum.accumulate(responses[order])

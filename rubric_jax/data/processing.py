@@ -218,6 +218,16 @@ def load(path: str) -> Processor:
     )
 
 
+def text_of(messages: Messages) -> str:
+    """The text of messages, one after the other, without roles and pictures."""
+    parts = []
+    for message in messages:
+        content = message.get("content") or ""
+        blocks = content if isinstance(content, list) else [{"text": content}]
+        parts += [str(block.get("text", "")) for block in blocks if isinstance(block, Mapping)]
+    return "".join(parts)
+
+
 def _blocks(field: str, messages: Messages, images: Sequence[Any], image_text: str) -> list[dict]:
     """Messages whose contents are lists of blocks, image blocks filled.
 

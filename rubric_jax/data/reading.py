@@ -147,6 +147,7 @@ def _texts(record: Mapping[str, Any], layout: types.Layout) -> tuple[dict, str |
         _check_form("prompt", prompt)
     conversations = all(isinstance(value, list) and value for value in responses.values())
     whole = conversations and all(value[0]["role"] != "assistant" for value in responses.values())
+    whole = whole and bool(responses)
     if not prompt and not whole:
         raise processing.FieldError(
             "prompt",

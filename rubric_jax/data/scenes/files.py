@@ -3,6 +3,8 @@
   train.jsonl      preference pairs with reward vectors     heldout.jsonl   the same, other scenes
   demos.jsonl      the right response as `chosen`           facts.jsonl     the ground truth per id
   images/KEY.png   each distinct picture once
+  instructions.jsonl, heldout_instructions.jsonl   what is asked in train.jsonl and heldout.jsonl,
+                   with the right answer, a right response and the facts (see data/instructions.py)
 
 A row of train.jsonl, shortened:
 
@@ -35,6 +37,18 @@ def demonstrations(seed: int, indices: Iterable[int]) -> Iterator[dict[str, Any]
     """The right response of each instance, in the columns of `pairs` without the rejected one."""
     for index in indices:
         yield _demonstration(instances.instance(seed, index))
+
+
+def asked(seed: int, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """The instruction of each instance, with all that is known about it."""
+    for index in indices:
+        instance = instances.instance(seed, index)
+        yield {
+            **_prompt(instance),
+            "answer": instance.answer,
+            "reference": language.reference(instance),
+            "facts": instance.facts,
+        }
 
 
 def pairs(
@@ -88,6 +102,8 @@ def write(
     for name, split_rows in rows.items():
         _write_lines(directory / f"{name}.jsonl", split_rows)
     _write_lines(directory / "facts.jsonl", _facts(seed, indices))
+    for name, split in (("instructions", "train"), ("heldout_instructions", "heldout")):
+        _write_lines(directory / f"{name}.jsonl", asked(seed, indices[split]))
     scenes = {
         instance.scene.key: instance.scene
         for split in indices.values()
