@@ -1,0 +1,107 @@
+"""Off-policy pairs whose rejected response lost sight of the picture halfway. Dropout-NTP.
+
+InternVL's MMPR data (arXiv:2411.10442): the first half of a good response, continued by the policy
+without the picture.
+
+  chosen    i see a red circle at top left . so the answer is one .
+  rejected  i see a red circle | and a blue square . so the answer is two .
+
+`prompts` says what is to be continued; whoever samples adds what comes out to the groups, as
+responses with policy "continued" whose text is the first part with its continuation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from rubric_jax.recipes import groups as groups_lib
+from rubric_jax.recipes import knobs, pairing
+
+
+class Start(NamedTuple):
+    """What to continue: the prompt ends in an assistant's message that says `first`."""
+
+    group: str  # id
+    text: str  # the whole response, which will be chosen
+    first: str  # its first part, without the space behind it
+
+
+def continuation(
+    groups: Sequence[groups_lib.Group],
+    axes: Sequence[str],
+    *,
+    seed: int,
+    of: Literal["best", "reference"] = "best",
+    ratio: knobs.Share = 0.5,
+    finished: bool = True,
+    pairs: knobs.Positive = 1,
+    budget: knobs.Count = 0,
+) -> groups_lib.Mined:
+    """Pairs a response with continuations of its first part; knobs as they were for `prompts`.
+
+    Args:
+      groups: judged (for `of` best), with continued responses, which need no verdict.
+      axes: names of the A reward axes.
+      seed: of the draw.
+      of: what is chosen: the policy's own response of the largest total, or the reference.
+      ratio: share of the words that the first part has.
+      finished: use only continuations that ended by themselves.
+      pairs: per instance at most, in the order of the responses.
+      budget: rows, 0 = all; drawn evenly.
+    """
+
+    def each(group, left_out):
+        start = _start(group, of, ratio)
+        if isinstance(start, str):
+            return start
+        best = pairing.best(group) if of == "best" else None
+        rewards = {} if best is None else groups_lib.rewards_of(group, best, axes)
+        rows = []
+        policies = {groups_lib.CONTINUED}
+        for k in pairing.usable(
+            group, left_out, finished=finished, judged=False, policies=policies
+        ):
+            text = group.responses[k].text
+            if not text.startswith(start.first):
+                left_out["continuation of another text"] += 1
+            elif text.split() == start.text.split():
+                left_out["continuation equal to the chosen response"] += 1
+            elif len(rows) < pairs:
+                row = pairing.text_row(group, start.text, text)
+                sample = {"rejected": k} | ({} if best is None else {"chosen": best})
+                rows.append(
+                    row._replace(rewards={"chosen": rewards, "rejected": {}}, sample=sample)
+                )
+        return rows or "no usable continuation"
+
+    mined = pairing.mine(groups, each)
+    return pairing.limit(mined, groups, seed=seed, budget=budget)
+
+
+def prompts(
+    groups: Sequence[groups_lib.Group],
+    *,
+    of: Literal["best", "reference"] = "best",
+    ratio: knobs.Share = 0.5,
+) -> list[Start]:
+    """What the policy has to continue without the picture, for the groups where there is any."""
+    starts = [_start(group, of, ratio) for group in groups]
+    return [start for start in starts if isinstance(start, Start)]
+
+
+def _start(group: groups_lib.Group, of: str, ratio: float) -> Start | str:
+    if of == "best":
+        best = pairing.best(group)
+        if best is None:
+            return "no judged response that ended"
+        text = group.responses[best].text
+    else:
+        text = group.reference
+    if not text.strip():
+        return pairing.NO_REFERENCE
+    words = text.split(" ")
+    first = " ".join(words[: int(len(words) * ratio)])
+    if not first.strip() or first.split() == text.split():
+        return "response too short to be cut"
+    return Start(group.id, text, first)

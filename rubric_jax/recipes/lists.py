@@ -1,0 +1,65 @@
+"""Lists of responses with their rewards, for listwise objectives and group policy gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rubric_jax.recipes import groups as groups_lib
+from rubric_jax.recipes import knobs, pairing
+
+
+def listwise(
+    groups: Sequence[groups_lib.Group],
+    axes: Sequence[str],
+    *,
+    seed: int,
+    count: knobs.Count = 4,
+    finished: bool = True,
+    repeats: bool = False,
+    budget: knobs.Count = 0,
+) -> groups_lib.Mined:
+    """The first `count` own responses of an instance as response_0, response_1, ..., as sampled.
+
+    Their order says nothing; the rewards do. Rows have no axis.
+
+    Args:
+      groups: judged.
+      axes: names of the A reward axes.
+      seed: of the draw for `budget`.
+      count: length of the lists; 0 = the most responses that a group has. Groups with fewer usable
+        responses are skipped.
+      finished: use only responses that ended by themselves.
+      repeats: let equal texts stand in a list, as they were sampled; for policy gradients.
+      budget: rows, 0 = all; drawn evenly.
+
+    Raises:
+      ValueError: lists of one.
+    """
+    sizes = [sum(r.policy in pairing.OWN for r in group.responses) for group in groups]
+    names = branches(count or max(sizes, default=2))
+
+    def each(group, left_out):
+        own = pairing.usable(group, left_out, finished=finished, judged=True, repeats=repeats)
+        if len(own) < len(names):
+            return "fewer usable responses than the list is long"
+        sample = dict(zip(names, own))
+        if pairing.all_equal(group, list(sample.values())):
+            return pairing.EQUAL
+        row = groups_lib.Row(
+            group=group.id,
+            branches={name: group.responses[k].text for name, k in sample.items()},
+            rewards={name: groups_lib.rewards_of(group, k, axes) for name, k in sample.items()},
+            total={name: float(group.total[k]) for name, k in sample.items()},
+            sample=sample,
+        )
+        return [row]
+
+    mined = pairing.mine(groups, each)
+    return pairing.limit(mined, groups, seed=seed, budget=budget)
+
+
+def branches(count: int) -> tuple[str, ...]:
+    """response_0 to response_{count - 1}."""
+    if count < 2:
+        raise ValueError(f"A list of {count} response(s) compares nothing; it needs at least 2.")
+    return tuple(f"response_{k}" for k in range(count))
