@@ -7,6 +7,10 @@
   python -m rubric_jax scenes --out=DIR [--rows=2000]      the embedded data, and a toy model
   python -m rubric_jax quickstart --workdir=RUN
 
+  python -m rubric_jax run --config=configs/rdpo_llava.py ... --workdir=RUN    the whole pipeline
+  python -m rubric_jax rubrics|report --config=FILE ... --workdir=RUN           one stage of it
+  python -m rubric_jax sample|judge|pair|train|eval --round=1 --config=FILE ... --workdir=RUN
+
 Every field of a config can be set: --config.train.steps=100. See rubric_jax/config.py for all.
 """
 
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -28,6 +32,9 @@ _OUT = flags.DEFINE_string("out", None, "Where score, export and scenes write.")
 _STEP = flags.DEFINE_string("step", None, "export: a step, or 'best'; the latest by default.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "export: as it came by default.")
 _ROWS = flags.DEFINE_integer("rows", 2000, "scenes: preference pairs.", lower_bound=1)
+_ROUND = flags.DEFINE_integer(
+    "round", None, "Of a stage: 1 by default; eval --round=0 is the base.", lower_bound=0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "scenes: another seed, other pictures.")
 
 
@@ -36,6 +43,9 @@ def _audit() -> None:
 
 
 def _train() -> None:
+    if _ROUND.value is not None:
+        _print_counts({"steps": _run().train(_round()).step})
+        return
     outcome = stages.train(_config(), _need(_WORKDIR))
     for name, value in sorted(outcome.metrics.items()):
         print(f"{name:32s} {value:.4f}")
@@ -65,14 +75,70 @@ def _quickstart() -> None:
     quickstart.run(_need(_WORKDIR))
 
 
+def _rubrics() -> None:
+    _print_counts(_run().rubrics())
+
+
+def _sample() -> None:
+    _print_counts(_run().sample(_round()))
+
+
+def _judge() -> None:
+    _print_counts(_run().judge(_round()))
+
+
+def _pair() -> None:
+    _print_counts(_run().pair(_round()))
+
+
+def _eval() -> None:
+    value = _run().eval(1 if _ROUND.value is None else _ROUND.value)
+    for name, measure in value["measures"].items():
+        if measure["n"]:
+            interval = f"[{measure['low']:.4f}, {measure['high']:.4f}]"
+            print(f"{name:24s} {measure['mean']:.4f}  95 % {interval}  n={measure['n']}")
+
+
+def _report() -> None:
+    print(_run().report())
+
+
+def _everything() -> None:
+    print(_run().all())
+
+
 COMMANDS: dict[str, Callable[[], None]] = {
     "audit": _audit,
     "train": _train,
     "score": _score,
     "export": _export,
+    "run": _everything,
+    "rubrics": _rubrics,
+    "sample": _sample,
+    "judge": _judge,
+    "pair": _pair,
+    "eval": _eval,
+    "report": _report,
     "scenes": _scenes,
     "quickstart": _quickstart,
 }
+
+
+def _run() -> stages.Run:
+    run = stages.Run(_config(), _need(_WORKDIR))
+    run.begin()
+    return run
+
+
+def _round() -> int:
+    if _ROUND.value == 0:
+        raise ValueError("--round=0 is the base, which only `eval` reads; rounds begin with 1.")
+    return _ROUND.value or 1
+
+
+def _print_counts(counts: Mapping[str, object]) -> None:
+    for name, value in counts.items():
+        print(f"{name:16s} {value}")
 
 
 def _config() -> config_lib.Config:
@@ -123,6 +189,9 @@ def main(argv: list[str]) -> None:
         )
     try:
         COMMANDS[argv[1]]()
+    except stages.Interrupted as stopped:
+        print(f"stopped; saved in {stopped}. The same command goes on.", file=sys.stderr)
+        sys.exit(143)  # as a shell says of a process ended by SIGTERM
     except (ValueError, FloatingPointError) as error:
         # What a user can mend: the message says how, a traceback would hide it. -v=1 shows both.
         if logging.get_verbosity() >= logging.INFO:

@@ -110,6 +110,77 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Instructions and their rubrics; see data/instructions.py and docs/pipeline.md."""
+
+    path: str = ""  # instructions to learn from: a file, a saved `datasets` directory, a hub name
+    split: str = "train"
+    eval_path: str = ""  # held-out instructions; "" = no evaluation
+    eval_split: str = "test"
+    rubrics: str = ""  # the rubric pool; "" = WORKDIR/rubrics.jsonl
+    # {writer: oracle, openai or template, <knobs>}, see judges/writers.py
+    writer: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"writer": "template", "template": "general"}
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """On-policy responses. The defaults are those of InternVL's MMPR sampler, and 32 as rDPO."""
+
+    count: int = 32  # K, responses per instruction
+    temperature: float = 0.7  # 0 = the most likely token
+    top_k: int = 50  # 0 = all tokens
+    top_p: float = 1.0
+    min_p: float = 0.0
+    tokens: int = 1024  # of a response, at most
+    batch_size: int = 8  # instructions at a time, over all devices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judging:
+    # {judge: name, <knobs>}, see judges/
+    judge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    store: str = ""  # the verdict store; "" = WORKDIR/verdicts.sqlite
+    again: tuple[str, ...] = ()  # statuses of stored verdicts to ask for once more
+    failures: float = 0.0  # share of verdicts that may fail for good before the stage refuses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    # {recipe: name, <knobs>}, see recipes/
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"recipe": "rubric"})
+    # {aggregation: name, <knobs>}, see rubrics/aggregation.py
+    aggregation: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"aggregation": "weighted_mean"}
+    )
+    other: str = ""  # checkpoint whose responses are sampled too, for the recipe cross_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rounds:
+    count: int = 1
+    # The frozen reference of each round. round: the policy the round began with; base:
+    # model.checkpoint; fixed: model.reference.
+    reference: str = "round"
+    updates: int = 0  # steps over all rounds, in equal shares; 0 = train.steps or epochs in each
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    measures: tuple[str, ...] = ("rewards", "answers", "lengths")  # see evals/
+    count: int = 1  # responses per held-out instruction
+    temperature: float = 0.0
+    # Another judge than the one that made the training data; {} = the same.
+    judge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # How `answers` finds the final answer: a regular expression with one group; "" = after the
+    # last "answer is" or "answer:".
+    pattern: str = ""
+    pairs: str = ""  # held-out preference data (TRL's layout) for pair accuracy; "" = none
+    bootstrap: int = 2000  # resamples behind the 95 % intervals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     model: Model = Model()
     data: Data = Data()
@@ -118,6 +189,13 @@ class Config:
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()
+    # The pipeline around training; see docs/pipeline.md.
+    pool: Pool = Pool()
+    sample: Sample = Sample()
+    judging: Judging = Judging()
+    pair: Pair = Pair()
+    rounds: Rounds = Rounds()
+    evaluation: Evaluation = Evaluation()
     seed: int = 0
 
 
@@ -128,6 +206,7 @@ _CHOICES = {
     "optimizer.schedule": ("constant", "linear", "cosine"),
     "train.reference": ("cache", "step", "none"),
     "train.best_mode": ("max", "min"),
+    "rounds.reference": ("round", "base", "fixed"),
 }
 _AT_LEAST = {
     "model.logps_chunk": 1,
@@ -148,7 +227,21 @@ _AT_LEAST = {
     "train.eval_every": 0,
     "train.keep": 1,
     "train.keep_best": 0,
+    "sample.count": 1,
+    "sample.temperature": 0,
+    "sample.top_k": 0,
+    "sample.top_p": 0,
+    "sample.min_p": 0,
+    "sample.tokens": 1,
+    "sample.batch_size": 1,
+    "judging.failures": 0,
+    "rounds.count": 1,
+    "rounds.updates": 0,
+    "evaluation.count": 1,
+    "evaluation.temperature": 0,
+    "evaluation.bootstrap": 1,
 }
+_AT_MOST = {"sample.top_p": 1, "sample.min_p": 1, "judging.failures": 1}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -177,7 +270,7 @@ def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
             raise ValueError(f"config.{key} is {value}; it must be finite.")
     if flat["train.epochs"] <= 0:
         raise ValueError(f"config.train.epochs is {flat['train.epochs']}; it must be above 0.")
-    for key in ("data.branches", "data.axes"):
+    for key in ("data.branches", "data.axes", "judging.again", "evaluation.measures"):
         names = flat[key]
         if not all(isinstance(name, str) and name for name in names):
             raise ValueError(f"config.{key} is {names}; it must be a tuple of names.")
@@ -194,6 +287,9 @@ def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
     for key, least in _AT_LEAST.items():
         if flat[key] < least:
             raise ValueError(f"config.{key} is {flat[key]}; it must be at least {least}.")
+    for key, most in _AT_MOST.items():
+        if flat[key] > most:
+            raise ValueError(f"config.{key} is {flat[key]}; it must be at most {most}.")
     return config
 
 

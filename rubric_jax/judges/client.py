@@ -27,6 +27,7 @@ from typing import Any
 import openai
 import PIL.Image
 
+from rubric_jax import config as config_lib
 from rubric_jax.judges import verdicts
 
 _FATAL = (401, 403, 404)
@@ -63,6 +64,19 @@ class Server:
         for name, least in (("concurrency", 1), ("retries", 0), ("give_up_after", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+
+def server(model: str, base_url: str, fields: Mapping[str, Any] | None) -> Server:
+    """A Server of a config's fields; ValueError names an unknown one."""
+    fields = dict(fields or {})
+    known = Server.__dataclass_fields__
+    for name in fields:
+        if name not in known or name in ("model", "base_url"):
+            options = [n for n in known if n not in ("model", "base_url")]
+            raise ValueError(
+                f"A server has no field {name!r}; it must be {config_lib.one_of(name, options)}"
+            )
+    return Server(model=model, base_url=base_url, **fields)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ def openai(
     """
     if per not in _PER:
         raise ValueError(f"per is {per!r}; it must be {config_lib.one_of(per, _PER)}")
-    judged_by = _server(model, base_url, server)
+    judged_by = client_lib.server(model, base_url, server)
     identity = _identity(
         "openai", judged_by, per=per, votes=votes, reasks=reasks, shuffle=shuffle, seed=seed
     )
@@ -87,7 +87,7 @@ def openai_holistic(
     server: Mapping[str, Any] | None = None,
 ) -> verdicts.Judge:
     """One score from 1 to 5 for the whole response, without a rubric. Arguments as in `openai`."""
-    judged_by = _server(model, base_url, server)
+    judged_by = client_lib.server(model, base_url, server)
     identity = _identity("openai_holistic", judged_by, votes=votes, reasks=reasks, seed=seed)
     judge = _judge(
         judged_by,
@@ -102,18 +102,6 @@ def openai_holistic(
         ),
     )
     return judge._replace(rubric=verdicts.holistic_rubric)
-
-
-def _server(model: str, base_url: str, fields: Mapping[str, Any] | None) -> client_lib.Server:
-    fields = dict(fields or {})
-    known = client_lib.Server.__dataclass_fields__
-    for name in fields:
-        if name not in known or name in ("model", "base_url"):
-            options = [n for n in known if n not in ("model", "base_url")]
-            raise ValueError(
-                f"A server has no field {name!r}; it must be {config_lib.one_of(name, options)}"
-            )
-    return client_lib.Server(model=model, base_url=base_url, **fields)
 
 
 def _identity(name: str, server: client_lib.Server, **knobs: Any) -> verdicts.Identity:

@@ -71,10 +71,14 @@ class Mined:
 
     rows: list[Row] = dataclasses.field(default_factory=list)
     groups: int = 0
-    # Groups without a row, each under one reason; and single responses and pairs that were left out
-    # of any group.
-    skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict)  # of groups without a row
+    # Single responses and pairs that were left out of any group, by reason.
     left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    @property
+    def skipped(self) -> collections.Counter:
+        """How many groups have no row, by reason."""
+        return collections.Counter(self.reasons.values())
 
     def summary(self) -> list[str]:
         """Lines for people: how many rows, and why there are not more."""

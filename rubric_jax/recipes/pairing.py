@@ -41,7 +41,7 @@ def mine(groups: Sequence[groups_lib.Group], each: Each) -> groups_lib.Mined:
         seen.add(group.id)
         found = each(group, mined.left_out)
         if isinstance(found, str):
-            mined.skipped[found] += 1
+            mined.reasons[group.id] = found
         else:
             mined.rows += found
     return mined
@@ -228,8 +228,7 @@ def _drop(mined, ranked, kept, reason) -> list[int]:
     lost = {mined.rows[i].group for i in ranked} - {mined.rows[i].group for i in kept}
     if len(kept) < len(ranked):
         mined.left_out[reason] += len(ranked) - len(kept)
-    if lost:
-        mined.skipped[reason] += len(lost)
+    mined.reasons |= dict.fromkeys(sorted(lost), reason)
     return kept
 
 

@@ -32,7 +32,7 @@ def logps(
     function = setup_lib.logps_function(setup)
     steps = [step for step in range(plan.steps_per_epoch) if wanted(plan(step)[1])]
     bar = tqdm.tqdm(total=len(steps), desc=title, unit=" batches", disable=not setup.is_writer)
-    for start, stop in _runs(steps):
+    for start, stop in runs(steps):
         for batch, _ in setup_lib.batches(setup, data, plan, start=start, stop=stop):
             placed = sharding.put_batch(batch._replace(ref_logps=None), setup.mesh)
             values = sharding.to_host(function(params, placed))
@@ -116,7 +116,7 @@ def score(
     }
 
 
-def _runs(steps: list[int]) -> Iterator[tuple[int, int]]:
+def runs(steps: list[int]) -> Iterator[tuple[int, int]]:
     """Consecutive steps as (start, stop): [0, 1, 2, 7] -> (0, 3), (7, 8)."""
     start = None
     for before, step in zip([None, *steps], steps, strict=False):

@@ -1,6 +1,5 @@
 """What holds for every recipe of the table, and how a config names one."""
 
-import collections
 import inspect
 import json
 import math
@@ -275,5 +274,5 @@ def test_the_tables_name_recipes_only():
 
 
 def test_counters_are_of_reasons():
-    mined = groups_lib.Mined(groups=1, skipped=collections.Counter(a=1))
+    mined = groups_lib.Mined(groups=1, reasons={"g": "a"})
     assert mined.summary() == ["0 rows from 0 of 1 groups", "  no row: 1 x a"]

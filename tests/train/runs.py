@@ -97,8 +97,8 @@ def config(**groups) -> config_lib.Config:
     return made
 
 
-def start(config, workdir, *strike, devices=1):
-    """A process that trains, perhaps struck by a signal; see TRAIN."""
+def environment(devices: int) -> dict[str, str]:
+    """Of a process that computes on so many virtual devices."""
     # Unoptimised code compiles in half of the time, and is kept for the next process.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     cache = {
@@ -106,11 +106,16 @@ def start(config, workdir, *strike, devices=1):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+    return {**os.environ, **cache, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def start(config, workdir, *strike, devices=1):
+    """A process that trains, perhaps struck by a signal; see TRAIN."""
     arguments = [json.dumps(config_lib.to_dict(config)), str(workdir), *map(str, strike)]
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, *arguments],
         cwd=ROOT,
-        env={**os.environ, **cache, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=environment(devices),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -158,7 +158,7 @@ def test_audit_says_what_the_data_hold_and_what_a_step_costs():
 
 
 def test_audit_without_a_work_directory_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(stages.training.tempfile, "tempdir", str(tmp_path))
     stages.audit(here(data={"cache": ""}), None)
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,81 @@
+"""Writers of rubrics, by name: instructions -> (instruction, what was written).
+
+oracle     the ground truth of scenes (column `facts`)
+template   the same hand-written criteria for every instance
+openai     a model behind any OpenAI-compatible server
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rubric_jax import config
+from rubric_jax.data import instructions, scenes
+from rubric_jax.judges import client, oracle, verdicts, writer
+from rubric_jax.rubrics import templates
+
+Instructions = Iterable[instructions.Instruction]
+Written = Iterator[tuple[instructions.Instruction, writer.Written]]
+
+
+def from_oracle(tasks: Instructions, axes: Sequence[str]) -> Written:
+    """Rubrics of scenes from their facts; the axes are those of scenes."""
+    for task in tasks:
+        if task.facts is None:
+            raise ValueError(
+                f"{task.where}: facts: missing; the writer `oracle` reads the ground truth that "
+                "the command `scenes` writes. For other data use `openai` or `template`."
+            )
+        rubric = oracle.rubric(scenes.from_facts(task.facts), task.key)
+        yield task, writer.Written(rubric, (), (), verdicts.Usage())
+
+
+def from_template(tasks: Instructions, axes: Sequence[str], *, template: str) -> Written:
+    """The criteria of a template for every instance; template: a built-in name, or a file."""
+    common = templates.load(template, axes=axes)
+    for task in tasks:
+        yield task, writer.Written(templates.apply(common, task.key), (), (), verdicts.Usage())
+
+
+def from_server(
+    tasks: Instructions,
+    axes: Sequence[str],
+    *,
+    model: str,
+    base_url: str,
+    sharpen: bool = False,
+    reasks: int = 1,
+    most: int = 10,
+    seed: int = 0,
+    server: Mapping[str, Any] | None = None,
+) -> Written:
+    """Rubrics by a model that sees the picture, the instruction and, where the row has them, a
+    right response and candidates; see writer.write, and client.Server for `server`."""
+    where = client.server(model, base_url, server)
+    waiting: dict[int, tuple[writer.Task, instructions.Instruction]] = {}
+
+    def asked() -> Iterator[writer.Task]:
+        for task in tasks:
+            made = writer.Task(task.instance(), task.reference, task.candidates)
+            waiting[id(made)] = made, task
+            yield made
+
+    knobs = {"sharpen": sharpen, "reasks": reasks, "most": most, "seed": seed}
+    for made, written in writer.write(where, asked(), axes=axes, **knobs):
+        yield waiting.pop(id(made))[1], written
+
+
+WRITERS: dict[str, Callable[..., Written]] = {
+    "oracle": from_oracle,
+    "template": from_template,
+    "openai": from_server,
+}
+
+
+def build(spec: Mapping[str, Any]) -> Callable[[Instructions, Sequence[str]], Written]:
+    """The writer of a config: {"writer": name, **knobs}; ValueError names what is wrong."""
+    knobs = dict(spec)
+    name = knobs.pop("writer", "")
+    return functools.partial(config.bind(WRITERS, name, knobs, what="rubric writer"), **knobs)

@@ -1,0 +1,16 @@
+"""The commands, as functions: files in, files out.
+
+training    audit, train, score, export: preference data and checkpoints
+files       JSON Lines with a manifest beside each, appended, resumed, and refused when foreign
+rubrics     instructions -> the rubric pool
+sample      instructions, a policy -> K responses each
+judge       responses, rubrics -> verdicts
+pair        verdicts -> preference data
+evaluate    a policy -> numbers on held-out instructions
+run         all of them, for R rounds
+"""
+
+from rubric_jax.stages.run import Interrupted, Run
+from rubric_jax.stages.training import audit, export, score, train
+
+__all__ = ["Interrupted", "Run", "audit", "export", "score", "train"]

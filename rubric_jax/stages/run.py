@@ -1,0 +1,405 @@
+"""A run: R rounds of sampling, judging, pairing and training over one pool and one verdict store.
+
+  RUN/rubrics.jsonl, verdicts.sqlite, cache/      shared by all rounds
+  RUN/base/eval.json                              before training
+  RUN/round_1/samples.jsonl  verdicts.jsonl  pairs.jsonl  train/  policy/  eval.json
+  RUN/round_2/ ...
+  RUN/report.html
+
+Stages share nothing but these files, so each can be run alone, and a run that was killed goes on in
+the stage where it stood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rubric_jax import checkpoint, evals, judges, models, recipes, report, sharding, types
+from rubric_jax import config as config_lib
+from rubric_jax.data import instructions
+from rubric_jax.judges import writers
+from rubric_jax.rubrics import pool as pool_lib
+from rubric_jax.rubrics import records
+from rubric_jax.stages import evaluate, files, pair, training
+from rubric_jax.stages import judge as judge_stage
+from rubric_jax.stages import rubrics as rubrics_stage
+from rubric_jax.stages import sample as sample_stage
+from rubric_jax.train import loop
+from rubric_jax.train import setup as setup_lib
+
+BASE = "base"
+_AROUND = ("pool", "sample", "judging", "pair", "rounds", "evaluation")
+
+
+class Interrupted(Exception):
+    """Training was told to stop, and saved; the same command goes on."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A config and its work directory. Methods are the stages; each does what is still missing."""
+
+    config: config_lib.Config
+    workdir: str
+
+    def rubrics(self) -> dict[str, Any]:
+        """Writes the rubrics that the pool lacks, of training and held-out instructions."""
+        asked = [*self._asked.values(), *(self._held_out.values() if self._has_eval else ())]
+        counts: dict[str, Any] = {}
+        if self._is_writer:
+            spec, axes = self.config.pool.writer, self.config.data.axes
+            counts = rubrics_stage.write_rubrics(spec, asked, self._pool_path, axes=axes)
+        setup_lib.barrier()
+        return counts
+
+    def sample(self, number: int) -> dict[str, Any]:
+        """K responses of the round's policy (and of pair.other) to every instruction."""
+        counts = self._sample(self._policy(number), self.path(number, "samples.jsonl"), number)
+        if self.config.pair.other:
+            other = self.path(number, "other", "samples.jsonl")
+            self._sample(self.config.pair.other, other, number)
+        return counts
+
+    def judge(self, number: int) -> dict[str, Any]:
+        """Verdicts on the round's responses."""
+        counts = self._judge(self.path(number), self.config.judging.judge, self._asked, number)
+        if self.config.pair.other:
+            other = self.path(number, "other")
+            self._judge(other, self.config.judging.judge, self._asked, number)
+        return counts
+
+    def pair(self, number: int) -> dict[str, Any]:
+        """Preference data from the round's verdicts."""
+        folder, spec = self.path(number), self.config.pair.recipe
+        judged = [("", *self._judged(folder, self._asked))]
+        if self.config.pair.other:
+            judged.append(("other", *self._judged(self.path(number, "other"), self._asked)))
+        axes = self._axes(judged[0][2])
+        aggregation = self.config.pair.aggregation
+        groups = pair.groups(self._asked, judged, axes, aggregation)
+        starts = recipes.prompts(spec)
+        continued = os.path.join(folder, "continued", "samples.jsonl")
+        if starts is not None:
+            found = starts(groups)
+            self._continue(found, continued, number)
+            groups = pair.with_continued(groups, found, sample_stage.read_samples(continued))
+        counts: dict[str, Any] = {}
+        if self._is_writer:
+            inputs = {
+                os.path.relpath(os.path.join(where, name), folder): files.digest(
+                    os.path.join(where, name)
+                )
+                for where in (folder, os.path.join(folder, "other"), os.path.dirname(continued))
+                for name in ("samples.jsonl", "verdicts.jsonl")
+            }
+            settings = {
+                "recipe": spec,
+                "aggregation": aggregation,
+                "axes": axes,
+                "seed": self.config.seed,
+                "pool": self.config.pool.path,
+            }
+            inputs = {name: digest for name, digest in inputs.items() if digest}
+            file = files.File(self.path(number, "pairs.jsonl"), "pair", settings, inputs)
+            seed = self._seed(number)
+            counts = pair.write_pairs(spec, groups, self._asked, axes, file, seed=seed)
+        setup_lib.barrier()
+        return counts
+
+    def train(self, number: int) -> loop.Outcome:
+        """Trains the round's policy on its pairs, and exports it for transformers.
+
+        Raises:
+          Interrupted: told to stop; the checkpoint is saved.
+        """
+        outcome = training.train(self.training(number), self.path(number, "train"))
+        if not outcome.finished:
+            raise Interrupted(self.path(number, "train"))
+        policy = self.path(number, "policy")
+        if self._is_writer and not os.path.exists(os.path.join(policy, "config.json")):
+            # The directory appears whole: a half-written one must not pass for a policy.
+            training.export(self.path(number, "train"), policy + ".part")
+            os.replace(policy + ".part", policy)
+        setup_lib.barrier()
+        return outcome
+
+    def eval(self, number: int) -> dict[str, Any]:
+        """Measures of the policy after round `number` (0: the base) on held-out instructions."""
+        if not self._has_eval:
+            raise ValueError("config.pool.eval_path is empty; name held-out instructions.")
+        folder, own = self.path(number, "eval"), self.config.evaluation
+        policy = self._policy(number + 1)
+        held_out = (self.config.pool.eval_path, self.config.pool.eval_split)
+        knobs = dataclasses.replace(
+            self.config.sample, count=own.count, temperature=own.temperature
+        )
+        if own.temperature == 0:
+            knobs = dataclasses.replace(knobs, top_k=0, top_p=1.0, min_p=0.0)
+        config = dataclasses.replace(self.config, sample=knobs)
+        self._sample(policy, os.path.join(folder, "samples.jsonl"), 0, config, held_out)
+        judge = own.judge or self.config.judging.judge
+        self._judge(folder, judge, self._held_out, 0, assign=False)
+        samples, verdicts = self._judged(folder, self._held_out)
+        axes = self._axes(verdicts)
+        groups = pair.groups(
+            self._held_out, [("", samples, verdicts)], axes, self.config.pair.aggregation
+        )
+        pairs = self._pairs(number) if own.pairs else {}
+        value: dict[str, Any] = {}
+        if self._is_writer:
+            out, name = self.path(number, "eval.json"), _name(number)
+            value = evaluate.write_measures(out, name, groups, axes, own, pairs=pairs)
+        setup_lib.barrier()
+        return value
+
+    def report(self) -> str:
+        """The page of the run, from whatever is there; returns its path."""
+        return str(report.write(self.workdir))
+
+    def all(self) -> str:
+        """Every stage of every round; returns the report's path."""
+        self.begin()
+        self.rubrics()
+        if self._has_eval:
+            self.eval(0)
+        for number in range(1, self.config.rounds.count + 1):
+            self.sample(number)
+            self.judge(number)
+            self.pair(number)
+            self.train(number)
+            if self._has_eval:
+                self.eval(number)
+        return self.report() if self._is_writer else ""
+
+    def begin(self) -> None:
+        """Checks the config and writes config.json. Which files a stage may go on with, their
+        manifests say; the config that is there may differ."""
+        self.check()
+        if self._is_writer:
+            checkpoint.claim(self.workdir, config_lib.to_dict(self.config), force=True)
+
+    def check(self) -> None:
+        """Everything that a config can get wrong, before any device work."""
+        sharding.initialize(self.config.mesh)
+        pool = self.config.pool
+        if not pool.path:
+            raise ValueError("config.pool.path is empty; name a file of instructions.")
+        if not self.config.judging.judge:
+            raise ValueError(
+                'config.judging.judge is empty; give one, such as {"judge": "oracle"}.'
+            )
+        for spec in (self.config.judging.judge, self.config.evaluation.judge):
+            if spec:
+                judges.check(spec)
+        writers.build(pool.writer)
+        recipes.build(self.config.pair.recipe)
+        pair.aggregate(self.config.pair.aggregation)
+        evals.check(self.config.evaluation.measures)
+        if self.config.rounds.reference == "fixed" and not self.config.model.reference:
+            raise ValueError(
+                "config.rounds.reference is 'fixed', but config.model.reference is empty; name the "
+                "checkpoint that stays the reference."
+            )
+        if 0 < self.config.rounds.updates < self.config.rounds.count:
+            raise ValueError(
+                f"config.rounds.updates is {self.config.rounds.updates} for "
+                f"{self.config.rounds.count} rounds; every round needs at least one."
+            )
+        objective = dataclasses.replace(self._data(), axes=self.config.data.axes)
+        setup_lib.objective(dataclasses.replace(self.config, data=objective))
+
+    def path(self, number: int, *parts: str) -> str:
+        """A path of the base (0) or of a round."""
+        return os.path.join(self.workdir, _name(number), *parts)
+
+    # What the stages share.
+
+    @property
+    def _is_writer(self) -> bool:
+        return jax.process_index() == 0
+
+    @property
+    def _has_eval(self) -> bool:
+        return bool(self.config.pool.eval_path)
+
+    @property
+    def _cache(self) -> str:
+        return setup_lib.cache_directory(self.config, self.workdir)
+
+    @property
+    def _pool_path(self) -> str:
+        return self.config.pool.rubrics or os.path.join(self.workdir, "rubrics.jsonl")
+
+    @functools.cached_property
+    def _store(self) -> judges.Store:
+        path = self.config.judging.store or os.path.join(self.workdir, "verdicts.sqlite")
+        return judges.Store(path)
+
+    @functools.cached_property
+    def _asked(self) -> dict[str, instructions.Instruction]:
+        pool = self.config.pool
+        return self._instructions(pool.path, pool.split)
+
+    @functools.cached_property
+    def _held_out(self) -> dict[str, instructions.Instruction]:
+        return self._instructions(self.config.pool.eval_path, self.config.pool.eval_split)
+
+    def _instructions(self, path: str, split: str) -> dict[str, instructions.Instruction]:
+        found = instructions.read(path, split, confine=self.config.data.confine_images)
+        return {task.id: task for task in found}
+
+    def _policy(self, number: int) -> str:
+        """The policy that round `number` starts from."""
+        if number <= 1:
+            return str(models.directory(self.config.model.checkpoint))
+        policy = self.path(number - 1, "policy")
+        if not os.path.isdir(policy):
+            raise ValueError(f"No {policy}; train round {number - 1} first.")
+        return policy
+
+    def _seed(self, number: int) -> int:
+        """Of what round `number` draws, apart from its training; 0 = the evaluation."""
+        return self.config.seed * 1000 + number
+
+    def _sample(self, policy, out, number, config=None, pool=None) -> dict[str, Any]:
+        config = config or self.config
+        path, split = pool or (config.pool.path, config.pool.split)
+        model = dataclasses.replace(config.model, checkpoint=str(policy), reference="")
+        return sample_stage.write_samples(
+            dataclasses.replace(config, model=model),
+            out,
+            path=path,
+            split=split,
+            cache=self._cache,
+            seed=self._seed(number),
+        )
+
+    def _judge(self, folder, spec, asked, number, assign: bool = True) -> dict[str, Any]:
+        counts: dict[str, Any] = {}
+        if self._is_writer:
+            path = os.path.join(folder, "samples.jsonl")
+            name = self.config.pair.recipe.get("recipe")
+            whose = recipes.RUBRIC_OF.get(name) if assign else None
+            judge, knobs = judges.build(spec), self.config.judging
+            file = files.File(
+                os.path.join(folder, "verdicts.jsonl"),
+                "judge",
+                {"judge": judge.identity._asdict(), "rubric_of": name if whose else "own"},
+                {"samples": files.digest(path), "rubrics": self._rubrics_digest(asked)},
+            )
+            counts = judge_stage.write_verdicts(
+                judge,
+                asked,
+                sample_stage.read_samples(path),
+                pool_lib.load(self._pool_path),
+                self._store,
+                file,
+                assign=whose,
+                seed=self._seed(number),
+                again=knobs.again,
+                failures=knobs.failures,
+            )
+        setup_lib.barrier()
+        return counts
+
+    def _rubrics_digest(self, asked: Mapping[str, instructions.Instruction]) -> str:
+        """Of the rubrics of these instructions: the pool may grow by others meanwhile."""
+        pool = pool_lib.load(self._pool_path)
+        digests = sorted(pool.of(task.key).digest for task in asked.values())
+        return files.digest_of(digests)
+
+    def _judged(self, folder, asked) -> tuple[dict, dict]:
+        path = os.path.join(folder, "samples.jsonl")
+        samples = sample_stage.read_samples(path)
+        judge_stage.check_together(asked, samples, path)
+        return samples, judge_stage.read_verdicts(os.path.join(folder, "verdicts.jsonl"), samples)
+
+    def _axes(self, verdicts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+        """The axes of these verdicts: the run's, or the single one of a judge without a rubric."""
+        found = records.axes_of([row["rubric"] for row in verdicts.values()])
+        if found == ("overall",) or not self.config.data.axes:
+            return found
+        return self.config.data.axes
+
+    def _data(self) -> config_lib.Data:
+        count = self.config.sample.count * (2 if self.config.pair.other else 1)
+        branches = recipes.layout(self.config.pair.recipe, count)
+        own = self.config.data.branches
+        if {types.split_branch(branch)[0] for branch in own} == set(branches):
+            branches = own  # the same responses, under contexts of the user's choice
+        return dataclasses.replace(self.config.data, branches=branches, cache=self._cache)
+
+    def training(self, number: int) -> config_lib.Config:
+        """The config of the round's training, as `train` alone would take it."""
+        manifest = files.read_manifest(self.path(number, "pairs.jsonl"))
+        files.need_finished(self.path(number, "pairs.jsonl"), made_by="pair")
+        axes = tuple(manifest["config"]["axes"]) if manifest else self.config.data.axes
+        policy, model = self._policy(number), self.config.model
+        reference = {"round": policy, "base": model.checkpoint, "fixed": model.reference}
+        rounds, steps = self.config.rounds, self.config.train.steps
+        if rounds.updates:
+            steps = rounds.updates // rounds.count
+            steps += number <= rounds.updates % rounds.count
+        return dataclasses.replace(
+            self.config,
+            model=dataclasses.replace(
+                model, checkpoint=policy, reference=reference[rounds.reference]
+            ),
+            data=dataclasses.replace(
+                self._data(), path=self.path(number, "pairs.jsonl"), axes=axes
+            ),
+            train=dataclasses.replace(self.config.train, steps=steps),
+            # What is of no consequence to the training does not name its work directory.
+            **{group: getattr(config_lib.Config(), group) for group in _AROUND},
+        )
+
+    def _continue(self, starts: list[recipes.Start], out: str, number: int) -> None:
+        """Samples one continuation of each start, without the picture."""
+        folder = pathlib.Path(out).parent
+        prompts = folder / "prompts.jsonl"
+        if self._is_writer:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = pair.unseeing(starts, self._asked)
+            prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        setup_lib.barrier()
+        config = dataclasses.replace(
+            self.config, sample=dataclasses.replace(self.config.sample, count=1)
+        )
+        self._sample(self._policy(number), out, number, config, (str(prompts), ""))
+
+    def _pairs(self, number: int) -> dict[str, np.ndarray]:
+        """Pair accuracy on held-out preference data, against the base's implicit rewards."""
+        sums = []
+        for which in dict.fromkeys((number, 0)):
+            out = self.path(which, "eval", "pairs.npz")
+            if not os.path.exists(out):
+                model = dataclasses.replace(
+                    self.config.model, checkpoint=self._policy(which + 1), reference=""
+                )
+                data = dataclasses.replace(
+                    self.config.data,
+                    path=self.config.evaluation.pairs,
+                    branches=recipes.PAIR,
+                    cache=self._cache,
+                )
+                config = dataclasses.replace(self.config, model=model, data=data)
+                training.score(config, out + ".tmp", self.workdir)
+                if self._is_writer:
+                    os.replace(out + ".tmp", out)
+                setup_lib.barrier()
+            with np.load(out) as arrays:
+                sums.append(arrays["sums"])
+        return evals.implicit(sums[0], sums[-1])
+
+
+def _name(number: int) -> str:
+    return f"round_{number}" if number else BASE

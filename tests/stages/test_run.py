@@ -1,0 +1,241 @@
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from rubric_jax import config as config_lib
+from rubric_jax import stages
+from rubric_jax.data import scenes
+from tests.judges import server
+from tests.stages import jobs
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(config, work directory, report path) of a whole run."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    config = jobs.config()
+    return config, workdir, stages.Run(config, str(workdir)).all()
+
+
+def rows(path) -> list[dict]:
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
+def test_a_run_leaves_every_stage_of_every_round(done):
+    _, workdir, page = done
+    found = jobs.outcome(workdir)
+    for number in (1, 2):
+        assert {
+            f"round_{number}/{name}"
+            for name in ("samples.jsonl", "verdicts.jsonl", "pairs.jsonl", "eval.json")
+        } <= found.keys()
+        assert (workdir / f"round_{number}" / "policy" / "model.safetensors").exists()
+    assert "base/eval.json" in found
+    assert pathlib.Path(page).stat().st_size > 10_000
+
+
+def test_samples_have_ids_logps_and_the_key_of_their_instruction(done):
+    _, workdir, _ = done
+    samples = rows(workdir / "round_1" / "samples.jsonl")
+    assert len(samples) == 8
+    verdicts = rows(workdir / "round_1" / "verdicts.jsonl")
+    assert [row["key"] for row in verdicts] == [row["key"] for row in samples]
+    for row in samples:
+        assert len(row["responses"]) == 3
+        for response in row["responses"]:
+            assert len(response["ids"]) == len(response["logps"]) <= 6
+            assert max(response["logps"]) <= 0
+
+
+def test_rounds_sample_from_the_policy_of_the_round_before(done):
+    _, workdir, _ = done
+    first, second = (
+        json.loads((workdir / f"round_{n}" / "samples.json").read_text()) for n in (1, 2)
+    )
+    assert first["inputs"]["policy"] != second["inputs"]["policy"]
+    trained = json.loads((workdir / "round_2" / "train" / "config.json").read_text())
+    assert trained["model"]["checkpoint"] == str(workdir / "round_1" / "policy")
+    assert trained["model"]["reference"] == str(workdir / "round_1" / "policy")
+
+
+def test_the_evaluation_agrees_with_the_ground_truth(done):
+    _, workdir, _ = done
+    held_out = rows(jobs.pool() / "heldout_instructions.jsonl")
+    facts = {row["id"]: scenes.from_facts(row["facts"]) for row in held_out}
+    value = json.loads((workdir / "base" / "eval.json").read_text())
+    samples = rows(workdir / "base" / "eval" / "samples.jsonl")
+    right = [
+        scenes.score(facts[row["id"]], row["responses"][0]["text"])["correctness"]
+        for row in samples
+    ]
+    assert value["per_instance"]["id"] == [row["id"] for row in samples]
+    assert value["per_instance"]["reward/correctness"] == right
+    assert value["measures"]["reward/correctness"]["mean"] == pytest.approx(np.mean(right))
+
+
+def test_a_second_start_does_nothing(done, monkeypatch):
+    config, workdir, _ = done
+    before = jobs.outcome(workdir)
+    for name in ("sampling.sample", "train.setup.load"):
+        monkeypatch.setattr(f"rubric_jax.{name}", None)  # to call it would be an error
+    stages.Run(config, str(workdir)).all()
+    assert jobs.outcome(workdir) == before
+
+
+def test_other_sampling_settings_are_refused(done):
+    _, workdir, _ = done
+    config = jobs.config(sample={"temperature": 0.5})
+    with pytest.raises(ValueError, match=r"samples.jsonl was made differently:\n  config.temp"):
+        stages.Run(config, str(workdir)).sample(1)
+
+
+def test_updates_are_shared_out_over_the_rounds(done):
+    _, workdir, _ = done
+    job = stages.Run(jobs.config(rounds={"updates": 5}), str(workdir))
+    assert [job.training(number).train.steps for number in (1, 2)] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("rule", "reference"), [("base", "model"), ("fixed", "elsewhere"), ("round", "policy")]
+)
+def test_the_reference_follows_the_rule(done, rule, reference):
+    _, workdir, _ = done
+    config = jobs.config(rounds={"reference": rule}, model={"reference": "elsewhere"})
+    made = stages.Run(config, str(workdir)).training(2)
+    assert made.model.checkpoint == str(workdir / "round_1" / "policy")
+    assert pathlib.Path(made.model.reference).name == reference
+
+
+# Wrong input.
+
+
+def test_instructions_and_samples_that_do_not_belong_together(done, tmp_path):
+    _, workdir, _ = done
+    shutil.copytree(workdir / "round_1", tmp_path / "round_1")
+    shutil.copy(workdir / "rubrics.jsonl", tmp_path)
+    for name in ("verdicts", "pairs"):
+        (tmp_path / "round_1" / f"{name}.json").unlink()
+        (tmp_path / "round_1" / f"{name}.jsonl").unlink()
+    other = jobs.pool() / "heldout_instructions.jsonl"
+    config = jobs.config(pool={"path": str(other)})
+    with pytest.raises(ValueError, match="do they belong together"):
+        stages.Run(config, str(tmp_path)).judge(1)
+    # The same ids, and other text.
+    changed = [
+        row | {"prompt": "<image> what else ?"} for row in rows(jobs.pool() / "instructions.jsonl")
+    ]
+    path = jobs.pool() / "changed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    job = stages.Run(jobs.config(pool={"path": str(path)}), str(tmp_path))
+    job.rubrics()
+    with pytest.raises(ValueError, match=r"changed.jsonl:1: text or pictures of .* are not those"):
+        job.judge(1)
+
+
+def test_no_pair_at_all_names_the_reasons(done, tmp_path):
+    config, workdir, _ = done
+    shutil.copytree(workdir / "round_1", tmp_path / "round_1")
+    for file in (tmp_path / "round_1").glob("pairs.json*"):
+        file.unlink()
+    config = dataclasses.replace(config, pair=config_lib.Pair(recipe={"recipe": "rubric"}))
+    with pytest.raises(ValueError, match=r"No pair among the responses to 8 instructions:\n  \d x"):
+        stages.Run(config, str(tmp_path)).pair(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool": {"path": ""}}, "config.pool.path is empty"),
+        ({"judging": {"judge": {}}}, "config.judging.judge is empty"),
+        ({"judging": {"judge": {"judge": "oracel"}}}, "Unknown judge 'oracel'.*'oracle'"),
+        ({"pool": {"writer": {"writer": "oracl"}}}, "Unknown rubric writer 'oracl'.*'oracle'"),
+        ({"pair": {"recipe": {"recipe": "rubrik"}}}, "Unknown recipe 'rubrik'.*'rubric'"),
+        ({"pair": {"recipe": {"recipe": "rubric", "margn": 1}}}, "no knob 'margn'.*'margin'"),
+        ({"pair": {"aggregation": {"aggregation": "mean"}}}, "Unknown aggregation 'mean'"),
+        ({"evaluation": {"measures": ("reward",)}}, "Unknown evaluation 'reward'.*'rewards'"),
+        ({"rounds": {"reference": "fixed"}}, "config.model.reference is empty"),
+        ({"rounds": {"updates": 1}}, "updates is 1 for 2 rounds"),
+        ({"objective": {"dop": {}}}, "Unknown config.objective.dop"),
+    ],
+)
+def test_a_wrong_config_is_refused_before_anything_is_made(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        stages.Run(jobs.config(**change), str(tmp_path / "run")).begin()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_without_its_input_names_the_command(tmp_path):
+    job = stages.Run(jobs.config(), str(tmp_path))
+    with pytest.raises(ValueError, match=r"No rubric for the instance .* command `rubrics`"):
+        job.judge(1)
+    job.rubrics()
+    with pytest.raises(ValueError, match="make it with the command `sample`"):
+        job.judge(1)
+    job.sample(1)
+    with pytest.raises(ValueError, match="make it with the command `judge`"):
+        job.pair(1)
+    with pytest.raises(ValueError, match="train round 1 first"):
+        job.sample(2)
+
+
+def test_a_judge_that_is_down_costs_nothing_that_was_judged(done, tmp_path):
+    """Some calls fail for good; the next start asks for those alone."""
+    _, workdir, _ = done
+    (tmp_path / "round_1").mkdir()
+    for name in ("samples.jsonl", "samples.json"):
+        shutil.copy(workdir / "round_1" / name, tmp_path / "round_1")
+    shutil.copy(workdir / "rubrics.jsonl", tmp_path)
+    with server.Server() as s:
+        judge = {"judge": "openai", "model": "m", "base_url": s.url}
+        judge["server"] = {"concurrency": 1, "retries": 0, "backoff": 0.0}
+        job = stages.Run(jobs.config(judging={"judge": judge}), str(tmp_path))
+        s.script("good", 500, "good")
+        with pytest.raises(ValueError, match=r"1 of 24 verdicts failed, such as: .*500"):
+            job.judge(1)
+        calls = len(s.calls)
+        assert job.judge(1)["statuses"] == {"scored": 24}
+        assert len(s.calls) == calls + 1
+    (tmp_path / "round_1" / "verdicts.jsonl").unlink()
+    (tmp_path / "round_1" / "verdicts.json").unlink()
+    assert job.judge(1)["statuses"] == {"scored": 24}  # with the server gone
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_a_run_ends_the_same(done, tmp_path):
+    """SIGKILL, again and again; the numbers are those of the run that was left alone."""
+    config, _, _ = done
+    # Two batches of samples, so that a kill may come between them.
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, batch_size=4))
+    run = tmp_path / "whole"
+    moments = [
+        lambda: _lines(run / "rubrics.jsonl") >= 3,
+        lambda: (run / "base" / "eval" / "samples.json").exists(),
+        lambda: _lines(run / "round_1" / "samples.jsonl") >= 4,
+        lambda: (run / "round_1" / "verdicts.json").exists(),
+        lambda: (run / "round_1" / "pairs.json").exists(),
+        lambda: any((run / "round_1" / "train" / "checkpoints").glob("1*")),
+        lambda: (run / "round_1" / "policy.part").exists(),
+        lambda: (run / "round_2" / "samples.json").exists(),
+        lambda: (run / "round_2" / "train" / "metrics.jsonl").exists(),
+    ]
+    killed = [jobs.kill_when(jobs.start(config, run), moment) for moment in moments]
+    assert sum(killed) >= 6  # a moment may pass unseen; the run then ends
+    process = jobs.start(config, run)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    other = tmp_path / "alone"
+    process = jobs.start(config, other)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    a, b = jobs.outcome(run), jobs.outcome(other)
+    assert a.keys() == b.keys()
+    different = [name for name in a if a[name] != b[name]]
+    assert not different
+
+
+def _lines(path: pathlib.Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
