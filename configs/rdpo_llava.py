@@ -19,7 +19,12 @@ def get_config():
     config = llava.get_config()
     config.data.axes = AXES
     config.pool.writer = {"writer": "template", "template": "general"}
-    config.judging.judge = {"judge": "openai", "model": "", "base_url": ""}
+    config.judging.judge = {
+        "judge": "openai",
+        "model": "",
+        "base_url": "",
+        "server": {"concurrency": 16},
+    }
     config.pair.recipe = {"recipe": "rubric", "margin": 0.15, "pairs": 2}
     config.rounds.count = 2
     return config

@@ -44,7 +44,8 @@ def _audit() -> None:
 
 def _train() -> None:
     if _ROUND.value is not None:
-        _print_counts({"steps": _run().train(_round()).step})
+        number = _round()
+        _print_counts({"steps": _run().train(number).step})
         return
     outcome = stages.train(_config(), _need(_WORKDIR))
     for name, value in sorted(outcome.metrics.items()):
@@ -80,15 +81,18 @@ def _rubrics() -> None:
 
 
 def _sample() -> None:
-    _print_counts(_run().sample(_round()))
+    number = _round()
+    _print_counts(_run().sample(number))
 
 
 def _judge() -> None:
-    _print_counts(_run().judge(_round()))
+    number = _round()
+    _print_counts(_run().judge(number))
 
 
 def _pair() -> None:
-    _print_counts(_run().pair(_round()))
+    number = _round()
+    _print_counts(_run().pair(number))
 
 
 def _eval() -> None:

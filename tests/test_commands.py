@@ -127,6 +127,22 @@ MISTAKES = {
         ["train", *flags_of(objective__dpo__win="chosn"), "--workdir=W"],
         r"error: config.objective.dpo.win is 'chosn'; .*Did you mean 'chosen'\?",
     ),
+    "no pool": (
+        ["run", "--config=configs/rdpo_llava.py", "--workdir=W"],
+        r"error: config.pool.path is empty",
+    ),
+    "no server": (
+        ["run", "--config=configs/rdpo_llava.py", "--config.pool.path=no.jsonl", "--workdir=W"],
+        r"error: No data at 'no.jsonl'",
+    ),
+    "round 0": (
+        ["sample", "--config=configs/rdpo_llava.py", "--workdir=W", "--round=0"],
+        r"error: --round=0 is the base, which only `eval` reads",
+    ),
+    "no judge": (
+        ["judge", *flags_of(pool__path="x"), "--workdir=W"],
+        r"error: config.judging.judge is empty",
+    ),
     "no workdir": (["train", *flags_of()], r"error: This command needs --workdir\."),
     "no out": (["score", *flags_of()], r"error: This command needs --out\."),
     "no checkpoint": (

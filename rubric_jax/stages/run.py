@@ -184,6 +184,10 @@ class Run:
         """Checks the config and writes config.json. Which files a stage may go on with, their
         manifests say; the config that is there may differ."""
         self.check()
+        for path, split in self._pools:
+            first = instructions.read(path, split, confine=self.config.data.confine_images)
+            if next(first, None) is None:
+                raise ValueError(f"{path}: holds no instructions.")
         if self._is_writer:
             checkpoint.claim(self.workdir, config_lib.to_dict(self.config), force=True)
 
@@ -230,6 +234,12 @@ class Run:
     @property
     def _has_eval(self) -> bool:
         return bool(self.config.pool.eval_path)
+
+    @property
+    def _pools(self) -> list[tuple[str, str]]:
+        pool = self.config.pool
+        held_out = [(pool.eval_path, pool.eval_split)] if self._has_eval else []
+        return [(pool.path, pool.split), *held_out]
 
     @property
     def _cache(self) -> str:

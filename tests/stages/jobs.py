@@ -71,6 +71,12 @@ def start(job: config_lib.Config, workdir) -> subprocess.Popen:
     )
 
 
+def finish(process: subprocess.Popen, timeout: float = 300) -> None:
+    """Waits for a run that has to succeed."""
+    _, errors = process.communicate(timeout=timeout)
+    assert process.returncode == 0, errors
+
+
 def kill_when(process: subprocess.Popen, condition, timeout: float = 240) -> bool:
     """Kills the process (SIGKILL) as soon as the condition holds; False if it ended before."""
     end = time.monotonic() + timeout

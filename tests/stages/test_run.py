@@ -205,33 +205,35 @@ def test_a_judge_that_is_down_costs_nothing_that_was_judged(done, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_a_run_ends_the_same(done, tmp_path):
-    """SIGKILL, again and again; the numbers are those of the run that was left alone."""
-    config, _, _ = done
-    # Two batches of samples, so that a kill may come between them.
-    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, batch_size=4))
-    run = tmp_path / "whole"
-    moments = [
-        lambda: _lines(run / "rubrics.jsonl") >= 3,
-        lambda: (run / "base" / "eval" / "samples.json").exists(),
-        lambda: _lines(run / "round_1" / "samples.jsonl") >= 4,
-        lambda: (run / "round_1" / "verdicts.json").exists(),
-        lambda: (run / "round_1" / "pairs.json").exists(),
-        lambda: any((run / "round_1" / "train" / "checkpoints").glob("1*")),
-        lambda: (run / "round_1" / "policy.part").exists(),
-        lambda: (run / "round_2" / "samples.json").exists(),
-        lambda: (run / "round_2" / "train" / "metrics.jsonl").exists(),
-    ]
-    killed = [jobs.kill_when(jobs.start(config, run), moment) for moment in moments]
-    assert sum(killed) >= 6  # a moment may pass unseen; the run then ends
-    process = jobs.start(config, run)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    other = tmp_path / "alone"
-    process = jobs.start(config, other)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    a, b = jobs.outcome(run), jobs.outcome(other)
+def test_killed_in_every_stage_a_run_ends_the_same(tmp_path):
+    """SIGKILL, again and again: the numbers are those of the run that was left alone, and only what
+    was under way when it struck is judged again."""
+    run, alone = tmp_path / "killed", tmp_path / "alone"
+    with server.Server() as s:
+        judge = {"judge": "openai", "model": "m", "base_url": s.url, "server": {"concurrency": 2}}
+        # Two batches of samples, so that a kill may come between them.
+        config = jobs.config(judging={"judge": judge}, sample={"batch_size": 4})
+        moments = [
+            lambda: _lines(run / "rubrics.jsonl") >= 3,
+            lambda: (run / "base" / "eval" / "samples.json").exists(),
+            lambda: _lines(run / "round_1" / "samples.jsonl") >= 4,
+            lambda: (run / "round_1" / "verdicts.json").exists() and len(s.calls) > 12,
+            lambda: (run / "round_1" / "pairs.json").exists(),
+            lambda: any((run / "round_1" / "train" / "checkpoints").glob("1*")),
+            lambda: (run / "round_1" / "policy.part").exists(),
+            lambda: (run / "round_2" / "samples.json").exists(),
+            lambda: (run / "round_2" / "train" / "metrics.jsonl").exists(),
+        ]
+        killed = [jobs.kill_when(jobs.start(config, run), moment) for moment in moments]
+        assert sum(killed) >= 6  # a moment may pass unseen: the run then ends
+        jobs.finish(jobs.start(config, run))
+        asked = [json.dumps(call, sort_keys=True) for call in s.calls]
+        s.calls.clear()
+        jobs.finish(jobs.start(config, alone))
+        once = {json.dumps(call, sort_keys=True) for call in s.calls}
+    assert set(asked) == once
+    assert len(asked) - len(once) <= 2 * sum(killed)  # two calls are under way at a time
+    a, b = jobs.outcome(run), jobs.outcome(alone)
     assert a.keys() == b.keys()
     different = [name for name in a if a[name] != b[name]]
     assert not different

@@ -1,7 +1,7 @@
 """Scenes on disk, in TRL's layout, as anybody's data.
 
   train.jsonl      preference pairs with reward vectors     heldout.jsonl   the same, other scenes
-  demos.jsonl      the right response as `chosen`           facts.jsonl     the ground truth per id
+  demos.jsonl      one response, as `chosen`                facts.jsonl     the ground truth per id
   images/KEY.png   each distinct picture once
   instructions.jsonl, heldout_instructions.jsonl   what is asked in train.jsonl and heldout.jsonl,
                    with the right answer, a right response and the facts (see data/instructions.py)
@@ -33,10 +33,23 @@ WEIGHTS = {"correctness": 0.4, "grounding": 0.3, "completeness": 0.2, "format": 
 _PARTS = {"demos": range(0, 8), "train": range(8, 14), "heldout": range(14, 16)}
 
 
-def demonstrations(seed: int, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """The right response of each instance, in the columns of `pairs` without the rejected one."""
+def demonstrations(
+    seed: int, indices: Iterable[int], *, flawed: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """A response to each instance, in the columns of `pairs` without the rejected one.
+
+    Args:
+      seed, indices: which instances.
+      flawed: share of responses with flaws, in [0, 1]; the others are right.
+    """
+    if not 0 <= flawed <= 1:
+        raise ValueError(f"flawed is {flawed}; it must be in [0, 1].")
     for index in indices:
-        yield _demonstration(instances.instance(seed, index))
+        rng = random.Random(f"demos/{seed}/{index}")
+        instance = instances.instance(seed, index)
+        bad = rng.random() < flawed
+        text = _flawed(instance, rng) if bad else language.reference(instance)
+        yield _demonstration(instance, text)
 
 
 def asked(seed: int, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
@@ -75,7 +88,14 @@ def pairs(
 
 
 def write(
-    directory, *, demos: int, pairs: int, heldout: int, seed: int = 0, quality: float = 0.5
+    directory,
+    *,
+    demos: int,
+    pairs: int,
+    heldout: int,
+    seed: int = 0,
+    quality: float = 0.5,
+    flawed: float = 0.0,
 ) -> None:
     """Writes the files above; the same arguments give the same bytes.
 
@@ -86,6 +106,7 @@ def write(
       directory: made if it is not there; files of the same name are overwritten.
       demos, pairs, heldout: rows of demos.jsonl, train.jsonl and heldout.jsonl.
       quality: of the pairs, see `pairs`.
+      flawed: share of demonstrations with flaws, as in data that people collect.
     """
     counts = {"demos": demos, "train": pairs, "heldout": heldout}
     for name, count in counts.items():
@@ -95,7 +116,7 @@ def write(
     (directory / "images").mkdir(parents=True, exist_ok=True)
     indices = _split(seed, counts)
     rows = {
-        "demos": demonstrations(seed, indices["demos"]),
+        "demos": demonstrations(seed, indices["demos"], flawed=flawed),
         "train": _pairs(seed, indices["train"], quality=quality),
         "heldout": _pairs(seed, indices["heldout"], quality=quality),
     }
@@ -142,8 +163,7 @@ def _facts(seed: int, indices: Mapping[str, list[int]]) -> Iterator[dict[str, An
             }
 
 
-def _demonstration(instance: instances.Instance) -> dict[str, Any]:
-    text = language.reference(instance)
+def _demonstration(instance: instances.Instance, text: str) -> dict[str, Any]:
     return {
         **_prompt(instance),
         "chosen": _response(text),
