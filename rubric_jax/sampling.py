@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rubric_jax import types
 
@@ -16,43 +17,88 @@ Array = types.Array
 class Samples(NamedTuple):
     ids: Array  # int32 [B, K, T], the stop token included, 0 after it
     mask: Array  # bool [B, K, T]
-    logps: Array  # float32 [B, K, T], nats under the model, without temperature
+    logps: Array  # float32 [B, K, T], nats under the model, without temperature and filters
+    finished: Array  # bool [B, K], ended by a stop token
 
 
-@functools.partial(jax.jit, static_argnames=("vlm", "count", "length", "stop"))
 def sample(
     vlm: Any,
     params: types.Params,
     batch: types.Batch,
-    key: jax.Array,
+    seeds: Array,
     *,
     count: int,
     length: int,
     temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     stop: tuple[int, ...],
 ) -> Samples:
     """Samples `count` responses to the first context of every instance, in one compiled loop.
 
+    The logits are divided by the temperature, then top_k, top_p and min_p take tokens away, each
+    reading what the one before has left, as in transformers. Other values of these four compile
+    nothing.
+
     Args:
       vlm: a model value (models.vlm.VLM).
       params: its parameters.
-      batch: prompts and media; responses are not read.
-      key: randomness; response (b, k) has a stream of its own.
+      batch: prompts and media; responses are not read. A row of padding gets empty responses.
+      seeds: uint32 [B], one per instance. Response (b, k) depends on the instance, on seeds[b] and
+        on k, not on the rest of the batch (but for rounding, which may differ between shapes).
       count: K; length: T, tokens at most.
       temperature: > 0, or 0 for the most likely token.
+      top_k: only the k most likely tokens, with all that tie with the last of them; 0 = all.
+      top_p: only the most likely tokens that together reach this probability, ties as above;
+        in (0, 1], 1 = all.
+      min_p: only tokens at least this times as likely as the most likely one; in [0, 1], 0 = all.
       stop: token ids that end a response.
 
     The loop ends when all responses have.
+
+    Raises:
+      ValueError: a number out of its range, or not one seed per row.
     """
+    rows = batch.prompt_lengths.shape[0]
+    if jnp.shape(seeds) != (rows,):
+        raise ValueError(
+            f"seeds has shape {jnp.shape(seeds)}; the batch has {rows} rows, and each needs a seed."
+        )
+    for name, value, fine, wanted in (
+        ("temperature", temperature, temperature >= 0, "at least 0"),
+        ("top_k", top_k, top_k >= 0 and top_k == int(top_k), "a whole number, at least 0"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        ("min_p", min_p, 0 <= min_p <= 1, "from 0 to 1"),
+    ):
+        if not fine:
+            raise ValueError(f"{name} is {value}; it must be {wanted}.")
+    knobs = _Knobs(np.float32(temperature), np.int32(top_k), np.float32(top_p), np.float32(min_p))
+    return _sample(vlm, params, batch, seeds, knobs, count=count, length=length, stop=stop)
+
+
+class _Knobs(NamedTuple):
+    """Scalars, traced."""
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+
+
+@functools.partial(jax.jit, static_argnames=("vlm", "count", "length", "stop"))
+def _sample(vlm, params, batch, seeds, knobs: _Knobs, *, count, length, stop) -> Samples:
     state, cache = vlm.prefill(params, batch, count, length)
     rows = state.shape[0]
     states = jnp.broadcast_to(state[:, None], (rows, count, state.shape[-1]))
     head = vlm.unembed(params)
-    streams = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
-        jax.random.split(key, rows), jnp.arange(count)
+    fold_in = jax.random.fold_in
+    streams = jax.vmap(jax.vmap(fold_in, (None, 0)), (0, None))(
+        jax.vmap(jax.random.key)(seeds), jnp.arange(count)
     )  # [B, K]
     empty = jnp.zeros((rows, count, length))
-    out = Samples(empty.astype(jnp.int32), empty.astype(bool), empty)
+    done = jnp.broadcast_to((batch.prompt_lengths[:, 0] == 0)[:, None], (rows, count))
+    out = Samples(empty.astype(jnp.int32), empty.astype(bool), empty, jnp.zeros_like(done))
 
     def going(carry):
         step, _, _, done, _ = carry
@@ -61,25 +107,42 @@ def sample(
     def body(carry):
         step, states, cache, done, out = carry
         logits = jnp.einsum("bkd,dv->bkv", states, head, preferred_element_type=jnp.float32)
-        ids = _draw(
-            logits, jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, step)))(streams), temperature
-        )
+        keys = jax.vmap(jax.vmap(fold_in, (0, None)), (0, None))(streams, step)
+        ids = _draw(logits, keys, knobs)
         logps = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
+        ended = ~done & jnp.isin(ids, jnp.asarray(stop, jnp.int32))
         out = Samples(
             out.ids.at[:, :, step].set(jnp.where(done, 0, ids)),
             out.mask.at[:, :, step].set(~done),
             out.logps.at[:, :, step].set(jnp.where(done, 0.0, logps)),
+            out.finished | ended,
         )
-        done = done | jnp.isin(ids, jnp.asarray(stop, jnp.int32))
         states, cache = vlm.decode(params, cache, ids)
-        return step + 1, states, cache, done, out
+        return step + 1, states, cache, done | ended, out
 
-    done = jnp.zeros((rows, count), bool)
     return jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), states, cache, done, out))[-1]
 
 
-def _draw(logits: Array, keys: jax.Array, temperature) -> Array:
+def _draw(logits: Array, keys: jax.Array, knobs: _Knobs) -> Array:
     """Token ids int32 [B, K] from logits [B, K, V]."""
-    scaled = logits / jnp.maximum(temperature, 1e-6)
+    scaled = logits / jnp.maximum(knobs.temperature, 1e-6)
+    filters = (knobs.top_k > 0) | (knobs.top_p < 1) | (knobs.min_p > 0)
+    scaled = jax.lax.cond(filters, filtered, lambda logits, *_: logits, scaled, *knobs[1:])
     drawn = jax.vmap(jax.vmap(jax.random.categorical))(keys, scaled)
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    return jnp.where(knobs.temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+def filtered(logits: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
+    """Logits [..., V] with -inf for the tokens that the filters take away; see `sample`."""
+    vocab = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    last = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab) - 1
+    edge = jnp.take(ordered, last, axis=-1)[..., None]
+    probs = jax.nn.softmax(jnp.where(ordered >= edge, ordered, -jnp.inf), axis=-1)
+    # A token stays while those before it have not reached top_p; the first always does.
+    inside = jnp.cumsum(probs, axis=-1) - probs < top_p
+    inside = (inside | (top_p >= 1)).at[..., 0].set(True)
+    nucleus = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    most = ordered[..., :1]
+    edge = jnp.maximum(jnp.maximum(edge, nucleus), most + jnp.log(min_p))
+    return jnp.where(logits >= jnp.minimum(edge, most), logits, -jnp.inf)

@@ -7,6 +7,8 @@ oracle           the ground truth of scenes, with an optional noise rate
 oracle_holistic  the same, as one mark without a rubric
 openai           any server that speaks OpenAI's protocol
 openai_holistic  the same, one mark without a rubric
+vlm              one of the project's own models, "yes" against "no"
+vlm_holistic     the same, one question without a rubric
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rubric_jax import config
-from rubric_jax.judges import openai, oracle
+from rubric_jax.judges import openai, oracle, vlm
 from rubric_jax.judges.running import Tally, collect, stream
 from rubric_jax.judges.store import Store
 from rubric_jax.judges.verdicts import Judge, Request, Unreachable, Usage, Verdict
@@ -25,14 +27,22 @@ JUDGES: dict[str, Callable[..., Judge]] = {
     "oracle_holistic": oracle.oracle_holistic,
     "openai": openai.openai,
     "openai_holistic": openai.openai_holistic,
+    "vlm": vlm.vlm,
+    "vlm_holistic": vlm.vlm_holistic,
 }
 
 
 def build(spec: Mapping[str, Any]) -> Judge:
     """The judge of a config: {"judge": name, **knobs}; ValueError names what is wrong."""
+    knobs = check(spec)
+    return JUDGES[spec["judge"]](**knobs)
+
+
+def check(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The knobs of a judge's spec; ValueError for an unknown judge or knob. Loads nothing."""
     knobs = dict(spec)
-    name = knobs.pop("judge", "")
-    return config.bind(JUDGES, name, knobs, what="judge")(**knobs)
+    config.bind(JUDGES, knobs.pop("judge", ""), knobs, what="judge")
+    return knobs
 
 
 __all__ = [
@@ -45,6 +55,7 @@ __all__ = [
     "Usage",
     "Verdict",
     "build",
+    "check",
     "collect",
     "stream",
 ]
