@@ -25,7 +25,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import huggingface_hub
 import jinja2
 import numpy as np
 import PIL.Image
@@ -180,25 +179,26 @@ class Processor:
             raise FieldError(field, f"the chat template refuses these messages: {error}") from error
 
 
-def load(path: str) -> Processor:
-    """Loads the processor of a Hugging Face directory (or hub name).
+def load(directory: str) -> Processor:
+    """Loads the processor of a Hugging Face directory (see models.directory for hub names).
 
     Raises:
       ValueError: no such directory, or files are missing in it.
     """
-    directory = _directory(path)
+    if not os.path.isdir(directory):
+        raise ValueError(f"No directory {directory!r}; config.model.checkpoint must name one.")
     config = _json(directory, "config.json")
     name = _class_name(directory, config)
     if name is None or not hasattr(transformers, name):
         raise ValueError(
-            f"{path!r} names no processor class that transformers {transformers.__version__} knows "
-            f"(found {name!r}); it must be the directory of a vision-language checkpoint with "
+            f"{directory!r} names no processor class that transformers {transformers.__version__} "
+            f"knows (found {name!r}); it must be the directory of a vision-language checkpoint with "
             "processor_config.json or config.json."
         )
     try:
         hf = getattr(transformers, name).from_pretrained(directory, backend="pil")
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"Cannot load the processor of {path!r}: {error}") from error
+        raise ValueError(f"Cannot load the processor of {directory!r}: {error}") from error
     if getattr(hf, "patch_size", 0) is None:  # older LLaVA directories leave it to the model config
         vision = config.get("vision_config", {})
         hf.patch_size = vision.get("patch_size")
@@ -281,22 +281,6 @@ def _blocks(field: str, messages: Messages, images: Sequence[Any], image_text: s
 
 def _form(value: str | Messages) -> str:
     return "a string" if isinstance(value, str) else "a list of messages"
-
-
-def _directory(path: str) -> str:
-    if os.path.isdir(path):
-        return path
-    if not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ValueError(f"No directory {path!r}; config.model.checkpoint must name one.")
-    try:
-        return huggingface_hub.snapshot_download(
-            path, allow_patterns=["*.json", "*.jinja", "*.txt", "tokenizer.model"]
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path!r} is neither a directory nor a reachable hub name ({error}); download the "
-            "checkpoint and give its directory."
-        ) from error
 
 
 def _class_name(directory: str, config: Mapping[str, Any]) -> str | None:
