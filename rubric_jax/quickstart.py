@@ -23,6 +23,7 @@ from rubric_jax import stages
 from rubric_jax.data import scenes
 
 DEMONSTRATIONS, INSTRUCTIONS, HELD_OUT = 4000, 800, 400
+EMBELLISHED = 0.7  # share of demonstrations that see a thing too many: the habit to unlearn
 
 
 def run(workdir: str) -> dict[str, Any]:
@@ -47,12 +48,12 @@ def write_scenes(root, *, pairs: int = INSTRUCTIONS, seed: int = 0) -> None:
     root = pathlib.Path(root)
     if not (root / "data" / "facts.jsonl").exists():
         sizes = {"demos": DEMONSTRATIONS, "pairs": pairs, "heldout": HELD_OUT}
-        scenes.write(root / "data", **sizes, seed=seed)
+        scenes.write(root / "data", **sizes, seed=seed, embellished=EMBELLISHED)
     if not (root / "model" / "model.safetensors").exists():
         scenes.write_model(root / "model", seed=seed)
 
 
-def base_policy(root: pathlib.Path, steps: int = 200) -> pathlib.Path:
+def base_policy(root: pathlib.Path, steps: int = 400) -> pathlib.Path:
     """Supervised training on reference responses; returns the Hugging Face directory."""
     workdir = root / "warm-up"
     config = config_lib.Config(

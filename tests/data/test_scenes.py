@@ -13,7 +13,7 @@ import pytest
 import transformers
 
 from rubric_jax import models
-from rubric_jax.data import scenes
+from rubric_jax.data import instructions, scenes
 from rubric_jax.data.scenes import files, instances, toy, world
 from rubric_jax.models import weights
 
@@ -242,6 +242,32 @@ def test_writing_twice_gives_the_same_bytes(written, tmp_path):
     names = sorted(p.relative_to(written) for p in written.rglob("*.*"))
     assert names == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*.*"))
     assert all((written / n).read_bytes() == (tmp_path / n).read_bytes() for n in names)
+
+
+def test_embellished_demonstrations_see_one_thing_too_many():
+    def rewards(share):
+        rows = list(scenes.demonstrations(0, range(400), embellished=share))
+        return [row["chosen_rewards"] for row in rows]
+
+    assert all(min(each.values()) == 1 for each in rewards(0.0))
+    for each in rewards(1.0):
+        assert each["grounding"] < 1
+        assert each["correctness"] == each["completeness"] == each["format"] == 1
+    assert np.mean([each["grounding"] < 1 for each in rewards(0.7)]) == pytest.approx(0.7, abs=0.06)
+    with pytest.raises(ValueError, match="embellished is 2"):
+        list(scenes.demonstrations(0, range(1), embellished=2))
+
+
+def test_instructions_have_what_is_known_about_the_right_answer(written):
+    for name, split in (("instructions", "train"), ("heldout_instructions", "heldout")):
+        pairs = read(written / f"{split}.jsonl")
+        for pair, task in zip(
+            pairs, instructions.read(str(written / f"{name}.jsonl")), strict=True
+        ):
+            instance = scenes.from_facts(task.facts)
+            assert (task.id, task.text) == (pair["id"], instance.text)
+            assert task.answer == instance.answer
+            assert scenes.score(instance, task.reference) == dict.fromkeys(scenes.AXES, 1.0)
 
 
 def test_a_larger_data_set_begins_with_the_smaller_one(written, tmp_path):

@@ -7,7 +7,7 @@ score(instance, text)                                      any response against 
 
 from rubric_jax.data.scenes.files import demonstrations, pairs, write
 from rubric_jax.data.scenes.instances import Instance, from_facts, instance
-from rubric_jax.data.scenes.language import AXES, Check, check, corrupt, reference, score
+from rubric_jax.data.scenes.language import AXES, Check, check, corrupt, embellish, reference, score
 from rubric_jax.data.scenes.toy import write_model, write_processor
 from rubric_jax.data.scenes.world import Scene, Thing, draw
 
@@ -21,6 +21,7 @@ __all__ = [
     "corrupt",
     "demonstrations",
     "draw",
+    "embellish",
     "from_facts",
     "instance",
     "pairs",

@@ -34,21 +34,22 @@ _PARTS = {"demos": range(0, 8), "train": range(8, 14), "heldout": range(14, 16)}
 
 
 def demonstrations(
-    seed: int, indices: Iterable[int], *, flawed: float = 0.0
+    seed: int, indices: Iterable[int], *, embellished: float = 0.0
 ) -> Iterator[dict[str, Any]]:
     """A response to each instance, in the columns of `pairs` without the rejected one.
 
     Args:
       seed, indices: which instances.
-      flawed: share of responses with flaws, in [0, 1]; the others are right.
+      embellished: share of responses, in [0, 1], that see one thing more than there is, after all
+        that there are: a habit that a model takes over. The others are right.
     """
-    if not 0 <= flawed <= 1:
-        raise ValueError(f"flawed is {flawed}; it must be in [0, 1].")
+    if not 0 <= embellished <= 1:
+        raise ValueError(f"embellished is {embellished}; it must be in [0, 1].")
     for index in indices:
         rng = random.Random(f"demos/{seed}/{index}")
         instance = instances.instance(seed, index)
-        bad = rng.random() < flawed
-        text = _flawed(instance, rng) if bad else language.reference(instance)
+        extra = rng.random() < embellished
+        text = language.embellish(instance, rng) if extra else language.reference(instance)
         yield _demonstration(instance, text)
 
 
@@ -95,7 +96,7 @@ def write(
     heldout: int,
     seed: int = 0,
     quality: float = 0.5,
-    flawed: float = 0.0,
+    embellished: float = 0.0,
 ) -> None:
     """Writes the files above; the same arguments give the same bytes.
 
@@ -106,7 +107,7 @@ def write(
       directory: made if it is not there; files of the same name are overwritten.
       demos, pairs, heldout: rows of demos.jsonl, train.jsonl and heldout.jsonl.
       quality: of the pairs, see `pairs`.
-      flawed: share of demonstrations with flaws, as in data that people collect.
+      embellished: share of demonstrations that see too much, see `demonstrations`.
     """
     counts = {"demos": demos, "train": pairs, "heldout": heldout}
     for name, count in counts.items():
@@ -116,7 +117,7 @@ def write(
     (directory / "images").mkdir(parents=True, exist_ok=True)
     indices = _split(seed, counts)
     rows = {
-        "demos": demonstrations(seed, indices["demos"], flawed=flawed),
+        "demos": demonstrations(seed, indices["demos"], embellished=embellished),
         "train": _pairs(seed, indices["train"], quality=quality),
         "heldout": _pairs(seed, indices["heldout"], quality=quality),
     }

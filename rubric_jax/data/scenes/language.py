@@ -145,6 +145,13 @@ def corrupt(instance: instances.Instance, axes: Iterable[str], rng: random.Rando
     return _malformed(things, answer, rng) if "format" in axes else sentence(things, answer)
 
 
+def embellish(instance: instances.Instance, rng: random.Random) -> str:
+    """The right response with one thing more, behind those that there are."""
+    things = list(instance.scene.things)
+    extra = world.random_thing(rng, rng.choice(_free(things)))
+    return sentence([*things, extra], instance.answer)
+
+
 # Ways to be wrong.
 
 
