@@ -192,8 +192,8 @@ def load(directory: str) -> Processor:
     if name is None or not hasattr(transformers, name):
         raise ValueError(
             f"{directory!r} names no processor class that transformers {transformers.__version__} "
-            f"knows (found {name!r}); it must be the directory of a vision-language checkpoint with "
-            "processor_config.json or config.json."
+            f"knows (found {name!r}); it must be the directory of a vision-language checkpoint "
+            "with processor_config.json or config.json."
         )
     try:
         hf = getattr(transformers, name).from_pretrained(directory, backend="pil")
