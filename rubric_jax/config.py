@@ -19,12 +19,14 @@ import dataclasses
 import difflib
 import inspect
 import math
+import re
 import types as python_types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
+import pydantic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,9 @@ class Data:
     eval_split: str = "test"
     cache: str = ""  # prepared records and reference log-probabilities; "" = WORKDIR/cache
     branches: tuple[str, ...] = ("chosen", "rejected")  # see types.Layout
+    # Contexts whose pictures are made of a row's own: {context: {corruption: name, <knobs>}}, see
+    # data/corruptions/
+    contexts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: tuple[str, ...] = ()  # names of the reward axes, in order; A = len(axes)
     max_prompt: int = 2048  # tokens, image tokens included; longer prompts are dropped and counted
     max_response: int = 1024  # tokens; longer responses are cut and counted
@@ -334,11 +339,41 @@ def bind(table: Mapping[str, Callable], name: str, knobs: Mapping[str, Any], *, 
     return table[name]
 
 
+def check(function: Callable, knobs: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """The knobs, as the types of the function's signature want them, ranges included.
+
+    Raises:
+      ValueError: a knob of the wrong type or out of range; it names `what` and the knob.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    checked = {}
+    for knob, value in knobs.items():
+        adapter = pydantic.TypeAdapter(hints[knob], config=_STRICT)
+        try:
+            checked[knob] = adapter.validate_python(value)
+        except pydantic.ValidationError as error:
+            raise ValueError(f"{what}: {knob} is {value!r}; {_mend(error)}") from None
+    return checked
+
+
 def one_of(found: Any, options) -> str:
     """'one of a, b, c. Did you mean 'b'?' for error messages."""
     options = [str(option) for option in options]
     near = difflib.get_close_matches(str(found), options, n=1)
     return f"one of {', '.join(options)}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+_STRICT = pydantic.ConfigDict(strict=True)  # no "0.15" for a number, no True for 1
+
+
+def _mend(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error":
+        return f"{first['ctx']['error']}."
+    if first["type"] == "literal_error":
+        options = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        return f"it must be {one_of(first['input'], options)}"
+    return f"it {first['msg'].removeprefix('Input ')}."
 
 
 def _parse(cls, values: Any, prefix: str):

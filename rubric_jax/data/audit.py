@@ -13,6 +13,12 @@ import rich.table
 from rubric_jax.data import planning, preparing
 
 _BINS = 8
+_ORIGINS = {
+    "column": "from a column",
+    "corruption": "made of the row's own",
+    "unchanged": "left as they are by the corruption",
+    "own": "the row's own, for want of others",
+}
 
 
 def table(
@@ -74,6 +80,9 @@ def _rows(counts, axes: Sequence[str]) -> rich.table.Table:
         made.add_row("without rewards on every axis", str(counts.unrewarded))
     if counts.fell_back:
         made.add_row("reading their own images in another context", str(counts.fell_back))
+    for context, origins in counts.contexts.items():
+        for origin, number in sorted(origins.items()):
+            made.add_row(f"images of {context}: {_ORIGINS[origin]}", str(number))
     made.add_row("responses cut", str(counts.cut))
     made.add_row("images, distinct", f"{counts.images}, {counts.distinct_images}")
     return made

@@ -1,4 +1,4 @@
-"""Rows to records: images read and checked, text tokenised, unusable rows dropped and counted.
+"""Rows to records: text tokenised, unusable rows dropped and counted.
 
 Everything streams: a window of rows has its images in memory, and of the whole data only lengths,
 numbers and hashes are kept.
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import array
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rubric_jax import config as config_lib
 from rubric_jax import types
-from rubric_jax.data import images, processing, reading
+from rubric_jax.data import images, pictures, processing, reading
+from rubric_jax.data.corruptions import placeholders
 
 EXAMPLES = 3  # rows named per cause of dropping
-_WINDOW = 32  # rows whose images are read ahead
-_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +38,9 @@ class Counts:
     images: int  # image uses in kept rows
     distinct_images: int
     unread: tuple[str, ...]  # columns that nothing reads
-
-
-class Picture(NamedTuple):
-    """A checked image. `data` is left out when its path was read before."""
-
-    ref: images.Ref
-    hash: str
-    size: tuple[int, int]
-    data: bytes | None
+    # context -> kept rows whose images there came from: column, corruption, unchanged (a corruption
+    # that left them as they were), own (for want of others)
+    contexts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
 class Dropped(Exception):
@@ -60,10 +51,13 @@ class Encoder:
     """Encodes rows one by one and keeps the books."""
 
     def __init__(
-        self, config: config_lib.Data, layout: types.Layout, processor: processing.Processor
+        self,
+        config: config_lib.Data,
+        layout: types.Layout,
+        processor: processing.Processor,
+        album: pictures.Album,
     ):
-        self.config, self.layout, self.processor = config, layout, processor
-        self.paths: dict[str, tuple[int, int]] = {}  # image path -> (bytes, mtime in ns)
+        self.config, self.layout, self.processor, self.album = config, layout, processor, album
         self.image_ids: dict[str, int] = {}  # hash -> number of the stored image
         self.rows = self.cut = self.unrewarded = self.fell_back = self.uses = 0
         self.dropped: collections.Counter[str] = collections.Counter()
@@ -74,15 +68,16 @@ class Encoder:
         self._prompt_lengths, self._response_lengths = array.array("i"), array.array("i")
         self._axes = array.array("i")
         self._keys = bytearray()
-        self._checked: dict[str, tuple[str, tuple[int, int]]] = {}  # image path -> hash, size
+        others = [context for context in layout.contexts if context != types.CLEAN]
+        self.origins = {context: collections.Counter() for context in others}
 
     def records(self, rows: Iterator[reading.Row]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields ('images', record) before the first ('rows', record) that uses the image."""
-        for row, pictures in self._with_pictures(rows):
+        for row, found in self.album.of_rows(rows):
             self.rows += 1
             self.unread |= row.unread
             try:
-                record = self._encode(row, pictures)
+                record = self._encode(row, found)
             except processing.FieldError as error:
                 field = row.image_field[types.CLEAN] if error.field == "images" else error.field
                 raise row.error(field, error.message) from error
@@ -92,7 +87,7 @@ class Encoder:
                 if len(self.examples[cause]) < EXAMPLES:
                     self.examples[cause].append(str(row.error(field, message)))
                 continue
-            used = [pictures[context] for context in self.layout.contexts]
+            used = [_kept(found[context]) for context in self.layout.contexts]
             for picture in (picture for context in used for picture in context):
                 if picture.hash not in self.image_ids:
                     self.image_ids[picture.hash] = number = len(self.image_ids)
@@ -100,6 +95,7 @@ class Encoder:
                     yield "images", {"index": number, "hash": picture.hash, "data": data}
             ids = [[self.image_ids[picture.hash] for picture in context] for context in used]
             self._note(row, record, ids)
+            self._note_origins(row, found)
             yield "rows", record
 
     def counts(self) -> Counts:
@@ -114,6 +110,7 @@ class Encoder:
             images=self.uses,
             distinct_images=len(self.image_ids),
             unread=tuple(sorted(self.unread)),
+            contexts={context: dict(counter) for context, counter in self.origins.items()},
         )
 
     def index(self) -> dict[str, np.ndarray]:
@@ -129,63 +126,23 @@ class Encoder:
             "keys": np.frombuffer(bytes(self._keys), np.uint8).reshape(rows, branches, 32),
         }
 
-    def _with_pictures(self, rows: Iterator[reading.Row]):
-        """(row, {context: [Picture]}) in order; a pool of threads reads and decodes ahead."""
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            window: collections.deque = collections.deque()
-            error = None
-            rows = iter(rows)
-            while True:
-                try:
-                    row = next(rows)
-                except StopIteration:
-                    break
-                except ValueError as found:  # rows before it come first, and so do their errors
-                    error = found
-                    break
-                window.append((row, pool.submit(self._pictures, row)))
-                if len(window) > _WINDOW:
-                    row, future = window.popleft()
-                    yield row, future.result()
-            for row, future in window:
-                yield row, future.result()
-            if error is not None:
-                raise error
-
-    def _pictures(self, row: reading.Row) -> dict[str, list[Picture]]:
-        found: dict[int, list[Picture]] = {}
-        for context, refs in row.images.items():
-            if id(refs) in found:  # another context fell back to the row's own images
-                continue
-            found[id(refs)] = pictures = []
-            for number, ref in enumerate(refs, 1):
-                try:
-                    pictures.append(self._picture(ref))
-                except ValueError as error:
-                    raise row.error(row.image_field[context], f"image {number}: {error}") from error
-        return {context: found[id(refs)] for context, refs in row.images.items()}
-
-    def _picture(self, ref: images.Ref) -> Picture:
-        if ref.path in self._checked:
-            return Picture(ref, *self._checked[ref.path], None)
-        data = images.read(ref)
-        picture = Picture(
-            ref, images.digest(data), images.check(data, self.config.max_image_pixels), data
-        )
-        if ref.path:
-            stat = os.stat(ref.path)
-            self.paths[ref.path] = (stat.st_size, stat.st_mtime_ns)
-            self._checked[ref.path] = (picture.hash, picture.size)
-        return picture
-
-    def _encode(self, row: reading.Row, pictures: Mapping[str, list[Picture]]) -> dict[str, Any]:
+    def _encode(self, row: reading.Row, found: pictures.Found) -> dict[str, Any]:
         for name, response in row.responses.items():
             if not _text(response).strip():
                 raise Dropped("empty response", name, "is empty; write a response.")
         prompts, coded = [], []
         for context in self.layout.contexts:
+            if found[context] is None:
+                raise Dropped(
+                    "no partner",
+                    row.image_field[context],
+                    f"no other row has as many other pictures to lend to the context {context!r}.",
+                )
+            gone = {i for i, picture in enumerate(found[context]) if picture is None}
+            prompt = placeholders.without(row.prompt, gone, self.processor.image_text)
             # Only `.size` of an image counts here.
-            prompt, responses = self.processor.encode(row.prompt, row.responses, pictures[context])
+            used = _kept(found[context])
+            prompt, responses = self.processor.encode(prompt, row.responses, used)
             prompts.append(prompt)
             coded.append(responses)
             if len(prompt) > self.config.max_prompt:
@@ -204,7 +161,7 @@ class Encoder:
         # A response that two branches read is cut once.
         names = dict(zip(self.layout.responses, whole, strict=True))
         self.cut += sum(len(ids) > self.config.max_response for ids in names.values())
-        return self._record(row, prompts, responses, pictures)
+        return self._record(row, prompts, responses, found)
 
     def _check_differ(self, responses: list[np.ndarray]) -> None:
         """Drops a row whose branches do not differ under a context.
@@ -229,11 +186,11 @@ class Encoder:
                         f"{self.config.max_response} count), so there is nothing to prefer.",
                     )
 
-    def _record(self, row, prompts, responses, pictures) -> dict[str, Any]:
+    def _record(self, row, prompts, responses, found) -> dict[str, Any]:
         axes = self.config.axes
         known = [row.rewards[branch] for branch in self.layout.branches]
         rewards = [reward.get(axis, 0.0) for reward in known for axis in axes]
-        hashes = [[p.hash for p in pictures[context]] for context in self.layout.contexts]
+        hashes = [[p.hash for p in _kept(found[context])] for context in self.layout.contexts]
         keys = [
             _content_key(self.processor.fingerprint, prompts[m], hashes[m], ids)
             for m, ids in zip(self.layout.context_of, responses, strict=True)
@@ -268,6 +225,19 @@ class Encoder:
         self._prompt_lengths.extend(record["prompt_lengths"].tolist())
         self._response_lengths.extend(record["response_lengths"].tolist())
         self._keys += bytes.fromhex("".join(record["keys"]))
+
+    def _note_origins(self, row: reading.Row, found: pictures.Found) -> None:
+        for context, counter in self.origins.items():
+            if context in row.made:
+                here, own = _kept(found[context]), found[pictures.OWN]
+                same = [picture.hash for picture in here] == [picture.hash for picture in own]
+                counter["unchanged" if same else "corruption"] += 1
+            else:
+                counter["own" if context in row.fallback else "column"] += 1
+
+
+def _kept(found: list[pictures.Picture | None]) -> list[pictures.Picture]:
+    return [picture for picture in found if picture is not None]
 
 
 def _text(response: str | list) -> str:

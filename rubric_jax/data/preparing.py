@@ -35,7 +35,15 @@ from absl import logging
 
 from rubric_jax import config as config_lib
 from rubric_jax import types
-from rubric_jax.data import encoding, processing, reading, records, sources
+from rubric_jax.data import (
+    corruptions,
+    encoding,
+    pictures,
+    processing,
+    reading,
+    records,
+    sources,
+)
 
 FORMAT = 2  # goes up when records change their meaning
 
@@ -95,7 +103,7 @@ def prepare(
     """Finds the prepared records of some data, or makes them.
 
     Args:
-      config: max_prompt, max_response, axes, max_image_pixels and confine_images count.
+      config: contexts, max_prompt, max_response, axes, max_image_pixels and confine_images count.
       layout: the branches, whose responses and contexts every row must have.
       processor: of the checkpoint.
       path, split: the data (see reading.py).
@@ -106,10 +114,11 @@ def prepare(
     Raises:
       ValueError: a row that is wrong, all rows dropped, or a directory that cannot be written.
     """
-    key = _key(config, layout, processor, path, split)
+    contexts = corruptions.bind(config.contexts, layout)
+    key = _key(config, layout, contexts, processor, path, split)
     try:
         if is_writer:
-            _ensure(config, layout, processor, path, split, cache_dir, key)
+            _ensure(config, layout, contexts, processor, path, split, cache_dir, key)
     finally:
         wait()  # also when writing failed, so that the others end as well
     found = _find(cache_dir, key)
@@ -121,7 +130,7 @@ def prepare(
     return Prepared(found, layout, config.axes, processor)
 
 
-def _ensure(config, layout, processor, path, split, cache_dir, key) -> None:
+def _ensure(config, layout, contexts, processor, path, split, cache_dir, key) -> None:
     started = time.monotonic()
     try:
         os.makedirs(cache_dir, exist_ok=True)
@@ -134,7 +143,7 @@ def _ensure(config, layout, processor, path, split, cache_dir, key) -> None:
                 shutil.rmtree(stale, ignore_errors=True)
             building = tempfile.mkdtemp(prefix=f".{key}-", dir=cache_dir)
             try:
-                _build(config, layout, processor, path, split, building)
+                _build(config, layout, contexts, processor, path, split, building)
                 number = len(glob.glob(os.path.join(glob.escape(cache_dir), f"{key}-*")))
                 os.rename(building, os.path.join(cache_dir, f"{key}-{number}"))
             finally:
@@ -147,14 +156,24 @@ def _ensure(config, layout, processor, path, split, cache_dir, key) -> None:
     logging.info("Prepared %s in %.1f s.", path, time.monotonic() - started)
 
 
-def _build(config, layout, processor, path, split, directory: str) -> None:
+def _build(config, layout, contexts, processor, path, split, directory: str) -> None:
     """Writes everything below an empty directory. Images go straight to their data set; rows are
     spooled beside it, for TFDS writes one data set at a time."""
-    encoder = encoding.Encoder(config, layout, processor)
-    source = reading.rows(
-        path, split, layout=layout, axes=config.axes, confine=config.confine_images
+    album = pictures.Album(config.max_image_pixels, contexts)
+    encoder = encoding.Encoder(config, layout, processor, album)
+    rows = functools.partial(
+        reading.rows,
+        path,
+        split,
+        layout=layout,
+        axes=config.axes,
+        confine=config.confine_images,
+        contexts=contexts,
     )
-    source = tqdm.tqdm(source, desc=f"preparing {path}", unit=" rows", disable=None)
+    lent = os.path.join(directory, "lent")
+    if album.needs_partners:
+        album.find_partners(tqdm.tqdm(rows(), desc=f"partners in {path}", disable=None), lent)
+    source = tqdm.tqdm(rows(), desc=f"preparing {path}", unit=" rows", disable=None)
     spool_path = os.path.join(directory, "spool")
     with open(spool_path, "wb") as spool:
         records.write(directory, "images", _spooled(encoder.records(source), spool))
@@ -162,8 +181,9 @@ def _build(config, layout, processor, path, split, directory: str) -> None:
     _check_kept(path, counts)
     records.write(directory, "rows", _unspool(spool_path))
     os.remove(spool_path)
+    shutil.rmtree(lent, ignore_errors=True)
     np.savez(os.path.join(directory, "index.npz"), **encoder.index())
-    for name, value in (("counts", dataclasses.asdict(counts)), ("paths", encoder.paths)):
+    for name, value in (("counts", dataclasses.asdict(counts)), ("paths", album.paths)):
         with open(os.path.join(directory, f"{name}.json"), "w", encoding="utf-8") as file:
             json.dump(value, file)
     # A full disk must not pass for a finished preparation.
@@ -199,7 +219,7 @@ def _check_kept(path: str, counts: encoding.Counts) -> None:
         raise ValueError("\n".join([f"{path}: all {counts.rows} rows were dropped:", *lines]))
 
 
-def _key(config, layout, processor, path, split) -> str:
+def _key(config, layout, contexts, processor, path, split) -> str:
     parts = {
         "format": FORMAT,
         "data": sources.fingerprint(path, split),
@@ -213,6 +233,8 @@ def _key(config, layout, processor, path, split) -> str:
         "max_image_pixels": config.max_image_pixels,
         "confine_images": config.confine_images,
     }
+    if contexts:
+        parts["contexts"] = {name: contexts[name].settings() for name in sorted(contexts)}
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

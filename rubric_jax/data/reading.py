@@ -11,7 +11,8 @@ TRL's preference layout, one row per line or record:
   <response>       one column per response of the layout's branches: chosen, rejected, response_3
   images | image   paths relative to the data file, bytes, {"bytes", "path"} or PIL images
   rejected_images  images of the context `corrupted` (also: corrupted_images; in general
-                   <context>_images); a row without it reads its own images there
+                   <context>_images); a row without it reads its own images there, or what
+                   config.data.contexts makes of them
   <response>_rewards   axis -> number in [0, 1]; <branch>_rewards, such as chosen@corrupted_rewards,
                    goes before it
   axis, weight, margin, id   the axis that ordered the pair, >= 0, any number, any name
@@ -28,7 +29,7 @@ import numpy as np
 
 from rubric_jax import config as config_lib
 from rubric_jax import types
-from rubric_jax.data import images, processing, sources
+from rubric_jax.data import corruptions, images, processing, sources
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -45,6 +46,8 @@ class Row:
     images: Mapping[str, tuple[images.Ref, ...]]  # by context
     image_field: Mapping[str, str]  # the column they stood in, by context
     fallback: tuple[str, ...]  # contexts that read the row's own images for want of others
+    made: tuple[str, ...]  # contexts whose images are to be made of the row's own, given above
+    inputs: Mapping[str, Any]  # columns that making them reads; references where they hold maps
     rewards: Mapping[str, Mapping[str, float]]  # by branch; {} where nothing is known
     axis: str | None
     weight: float
@@ -62,6 +65,7 @@ def rows(
     layout: types.Layout,
     axes: Sequence[str] = (),
     confine: bool = False,
+    contexts: Mapping[str, corruptions.Context] | None = None,
 ) -> Iterator[Row]:
     """Rows of a data path in their order, each checked.
 
@@ -71,33 +75,36 @@ def rows(
       layout: says which responses and contexts a row needs.
       axes: names of the reward axes; without axes, rewards are not read.
       confine: refuse image paths that leave the directory of the data.
+      contexts: those that are made of a row's own images where it has no column of them.
 
     Raises:
       ValueError: 'file:row: field: what is wrong, and the mend'.
     """
-    root = path if os.path.isdir(path) else os.path.dirname(path)
+    root = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path))
     for number, record in sources.records(path, split):
         where = f"{path}:{number}: "
         try:
-            yield _row(path, number, _strip(record), layout, axes, os.path.abspath(root), confine)
+            yield _row(path, number, _strip(record), layout, axes, root, confine, contexts or {})
         except processing.FieldError as error:
             raise ValueError(where + str(error)) from error
 
 
-def _row(file, number, record, layout, axes, root, confine) -> Row:
+def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
     responses, prompt = _texts(record, layout)
     own_field, own = _images(record, "images", root, confine)
-    pictures, fields, fallback, known = {}, {}, [], {own_field}
+    pictures, fields, fallback, known = {}, {types.CLEAN: own_field}, [], {own_field}
+    made = []
     for context in layout.contexts:
         names = [f"{context}_images", *(["rejected_images"] if context == "corrupted" else [])]
         name = next((name for name in names if record.get(name) is not None), None)
         if context == types.CLEAN or name is None:
             pictures[context], fields[context] = own, own_field
             if context != types.CLEAN:
-                fallback.append(context)
+                (made if context in contexts else fallback).append(context)
         else:
             fields[context], pictures[context] = _images(record, name, root, confine)
             known.add(name)
+    inputs = _inputs(record, [contexts[name] for name in made], root, confine)
     rewards = {}
     for branch, response in zip(layout.branches, layout.responses, strict=True):
         name = f"{branch}_rewards" if f"{branch}_rewards" in record else f"{response}_rewards"
@@ -112,6 +119,7 @@ def _row(file, number, record, layout, axes, root, confine) -> Row:
     if weight < 0:
         raise processing.FieldError("weight", f"is {weight}; a weight must be at least 0.")
     known |= {"prompt", "id", "weight", "margin", *responses} | ({"axis"} if axes else set())
+    known |= set(inputs)
     return Row(
         file=file,
         number=number,
@@ -121,6 +129,8 @@ def _row(file, number, record, layout, axes, root, confine) -> Row:
         images=pictures,
         image_field=fields,
         fallback=tuple(fallback),
+        made=tuple(made),
+        inputs=inputs,
         rewards=rewards,
         axis=axis,
         weight=weight,
@@ -215,6 +225,21 @@ def _images(record, name, root, confine) -> tuple[str, tuple[images.Ref, ...]]:
         except ValueError as error:
             raise processing.FieldError(name, str(error)) from error
     return name, tuple(refs)
+
+
+def _inputs(record, contexts, root, confine) -> dict[str, Any]:
+    found = {}
+    for context in contexts:
+        for column, kind in context.columns.items():
+            if column not in record:
+                raise processing.FieldError(
+                    column,
+                    f"is missing; config.data.contexts.{context.name} reads it. Fill it ([] = "
+                    f"none), or give the row the column `{context.name}_images`.",
+                )
+            value = record[column]
+            found[column] = _images(record, column, root, confine)[1] if kind == "maps" else value
+    return found
 
 
 def _rewards(name: str, value: Any, axes: Sequence[str]) -> dict[str, float]:

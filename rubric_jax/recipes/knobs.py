@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -44,8 +43,6 @@ Slots = Annotated[
     pydantic.AfterValidator(_two_or_more),
 ]
 
-_STRICT = pydantic.ConfigDict(strict=True)  # no "0.15" for a number, no True for 1
-
 
 def check(name: str, recipe: Callable, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """The knobs, as the types of the recipe's signature want them.
@@ -53,21 +50,4 @@ def check(name: str, recipe: Callable, knobs: Mapping[str, Any]) -> dict[str, An
     Raises:
       ValueError: a knob of the wrong type or out of range; it names recipe and knob.
     """
-    hints = typing.get_type_hints(recipe, include_extras=True)
-    checked = {}
-    for knob, value in knobs.items():
-        try:
-            checked[knob] = pydantic.TypeAdapter(hints[knob], config=_STRICT).validate_python(value)
-        except pydantic.ValidationError as error:
-            raise ValueError(f"recipe {name!r}: {knob} is {value!r}; {_mend(error)}") from None
-    return checked
-
-
-def _mend(error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    if first["type"] == "value_error":
-        return f"{first['ctx']['error']}."
-    if first["type"] == "literal_error":
-        options = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        return f"it must be {config_lib.one_of(first['input'], options)}"
-    return f"it {first['msg'].removeprefix('Input ')}."
+    return config_lib.check(recipe, knobs, what=f"recipe {name!r}")

@@ -399,6 +399,7 @@ class Run:
                     self.config.data,
                     path=self.config.evaluation.pairs,
                     branches=recipes.PAIR,
+                    contexts={},
                     cache=self._cache,
                 )
                 config = dataclasses.replace(self.config, model=model, data=data)

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
 from rubric_jax import models, objectives, sharding, types
-from rubric_jax.data import loading, preparing, processing
+from rubric_jax.data import corruptions, loading, preparing, processing
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights
 from rubric_jax.train import step as step_lib
@@ -68,6 +68,7 @@ def build(config: config_lib.Config) -> Setup:
 def objective(config: config_lib.Config) -> objectives.Objective:
     """The objective of a config, checked against its branches and axes."""
     layout = types.Layout.of(config.data.branches)
+    corruptions.bind(config.data.contexts, layout)
     built = objectives.build(config.objective, layout, config.data.axes)
     if built.needs_reference and config.train.reference == "none":
         names = ", ".join(term.entry for term in built.terms)
