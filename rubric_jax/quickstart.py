@@ -87,13 +87,22 @@ def rdpo(root: pathlib.Path, base: pathlib.Path) -> config_lib.Config:
         judging=config_lib.Judging(judge={"judge": "oracle"}),
         pair=config_lib.Pair(recipe={"recipe": "rubric", "margin": 0.1, "pairs": 2}),
         objective={
-            "modpo": {"weight": 1.0, **pair, "weights": WEIGHTS},
+            "modpo": {"weight": 0.2, **pair, "weights": WEIGHTS},
             "nll": {"weight": 1.0, "on": "chosen"},
         },
-        optimizer=config_lib.Optimizer(name="muon", learning_rate=1e-3, warmup=0.1),
-        train=config_lib.Train(batch_size=32, log_every=10, epochs=2.0),
+        optimizer=config_lib.Optimizer(name="muon", learning_rate=5e-4, warmup=0.1),
+        train=config_lib.Train(batch_size=32, log_every=5, epochs=1.0),
     )
 
+
+# Of what the page and eval.json have.
+_SHOWN = (
+    "reward",
+    *(f"reward/{axis}" for axis in scenes.AXES),
+    "all essentials",
+    "response tokens",
+    "finished",
+)
 
 # Of the reward vector; every pair is ordered by one axis, the others enter the loss as margins.
 WEIGHTS = {"correctness": 0.4, "grounding": 0.3, "completeness": 0.2, "format": 0.1}
@@ -106,17 +115,16 @@ def _data(root: pathlib.Path, **fields) -> config_lib.Data:
 
 def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> rich.table.Table:
     table = rich.table.Table(
-        title=f"{before['instances']} held-out instances, mean and 95 % interval"
+        title=f"{before['instances']} held-out instances, mean and 95 % interval (bootstrap)"
     )
     for heading in ("", "base", "rDPO", "intervals"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, old in before["measures"].items():
-        new = after["measures"].get(name)
-        if old["n"] and new and new["n"]:
-            apart = old["high"] < new["low"] or new["high"] < old["low"]
-            table.add_row(name, _cell(old), _cell(new), "apart" if apart else "overlap")
+    for name in _SHOWN:
+        old, new = before["measures"][name], after["measures"][name]
+        apart = old["high"] < new["low"] or new["high"] < old["low"]
+        table.add_row(name, _cell(old), _cell(new), "apart" if apart else "overlap")
     return table
 
 
 def _cell(measure: Mapping[str, float]) -> str:
-    return f"{measure['mean']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}]"
+    return f"{measure['mean']:.3f} ± {(measure['high'] - measure['low']) / 2:.3f}"

@@ -176,6 +176,8 @@ def status(row: lines.Row, verdict: Any) -> str:
 def thumbnail(data: bytes) -> str:
     """A picture as a data URI, SIDE pixels at most; PNG or WebP, whichever is smaller.
 
+    One that the page shows pixel by pixel (up to 96 of them a side) is a PNG, which loses none.
+
     Raises:
       ValueError: not an image, or a damaged or very large one.
     """
@@ -189,7 +191,7 @@ def thumbnail(data: bytes) -> str:
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)  # without EXIF, so without places and names
         encoded[kind] = buffer.getvalue()
-    kind = min(encoded, key=lambda name: len(encoded[name]))
+    kind = "png" if max(image.size) <= 96 else min(encoded, key=lambda name: len(encoded[name]))
     return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
 
 

@@ -61,20 +61,22 @@ def config(**groups) -> config_lib.Config:
 def start(job: config_lib.Config, workdir) -> subprocess.Popen:
     """The run in a process of its own."""
     arguments = [json.dumps(config_lib.to_dict(job)), str(workdir)]
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments],
-        cwd=runs.ROOT,
-        env=runs.environment(devices=1),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    # To a file: a pipe that nobody reads would fill up and stop the run.
+    with open(f"{workdir}.log", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN, *arguments],
+            cwd=runs.ROOT,
+            env=runs.environment(devices=1),
+            stderr=log,
+            stdout=log,
+        )
 
 
-def finish(process: subprocess.Popen, timeout: float = 300) -> None:
-    """Waits for a run that has to succeed."""
-    _, errors = process.communicate(timeout=timeout)
-    assert process.returncode == 0, errors
+def finish(job: config_lib.Config, workdir, timeout: float = 300) -> None:
+    """Runs to the end, which has to be a good one."""
+    process = start(job, workdir)
+    process.wait(timeout)
+    assert process.returncode == 0, pathlib.Path(f"{workdir}.log").read_text()[-3000:]
 
 
 def kill_when(process: subprocess.Popen, condition, timeout: float = 240) -> bool:
@@ -85,7 +87,7 @@ def kill_when(process: subprocess.Popen, condition, timeout: float = 240) -> boo
             return False
         if condition():
             process.send_signal(signal.SIGKILL)
-            process.communicate()
+            process.wait()
             return True
         time.sleep(0.002)
     process.kill()

@@ -226,10 +226,10 @@ def test_killed_in_every_stage_a_run_ends_the_same(tmp_path):
         ]
         killed = [jobs.kill_when(jobs.start(config, run), moment) for moment in moments]
         assert sum(killed) >= 6  # a moment may pass unseen: the run then ends
-        jobs.finish(jobs.start(config, run))
+        jobs.finish(config, run)
         asked = [json.dumps(call, sort_keys=True) for call in s.calls]
         s.calls.clear()
-        jobs.finish(jobs.start(config, alone))
+        jobs.finish(config, alone)
         once = {json.dumps(call, sort_keys=True) for call in s.calls}
     assert set(asked) == once
     assert len(asked) - len(once) <= 2 * sum(killed)  # two calls are under way at a time
