@@ -116,12 +116,20 @@ class Batch(NamedTuple):
     ref_logps: Array | None = None  # float32 [B, N, T] in nats, or None: computed in the step
 
 
+class TokenKL(NamedTuple):
+    """Divergence of the next-token distributions at every response token, over all of V."""
+
+    forward: Array  # float32 [B, N, T] in nats, KL(reference || policy)
+    reverse: Array  # float32 [B, N, T] in nats, KL(policy || reference)
+
+
 class Logps(NamedTuple):
     """Token log-probabilities of every branch; what objectives read."""
 
     policy: Array  # float32 [B, N, T] in nats
     ref: Array  # float32 [B, N, T] in nats, no gradient; zeros if the objective needs none
     mask: Array  # float32 [B, N, T]
+    kl: TokenKL | None = None  # only where the objective asks for it
 
     def ratio(self, branch: int) -> Array:
         """log pi(y|x) - log pi_ref(y|x) of one branch, summed over its tokens. [B], nats."""

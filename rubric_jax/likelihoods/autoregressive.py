@@ -1,6 +1,8 @@
-"""Log-probabilities of response tokens from hidden states, without ever holding [B, N, T, V]."""
+"""Log-probabilities and divergences at response tokens, without ever holding [B, N, T, V]."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +26,72 @@ def token_logps(hidden: Array, unembedding: Array, ids: Array, *, chunk: int) ->
 
     Returns log-probabilities [B, N, T] in nats.
     """
-    batch, branches, length, width = hidden.shape
-    piece = min(max(1, chunk // branches), length)
-    count = -(-length // piece)
-    spare = count * piece - length
-    hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, spare), (0, 0)))
-    ids = jnp.pad(ids, ((0, 0), (0, 0), (0, spare)))
-    hidden = jnp.moveaxis(hidden.reshape(batch, branches, count, piece, width), 2, 0)
-    ids = jnp.moveaxis(ids.reshape(batch, branches, count, piece), 2, 0)
+    return _in_pieces(lambda h, y: dense(h, unembedding, y), (hidden, ids), chunk)
 
-    @jax.checkpoint
-    def piece_logps(h: Array, y: Array) -> Array:
-        return dense(h, unembedding, y)
 
-    logps = jax.lax.map(lambda piece: piece_logps(*piece), (hidden, ids))  # [count, B, N, piece]
-    return jnp.moveaxis(logps, 0, 2).reshape(batch, branches, -1)[:, :, :length]
+def token_kl(
+    hidden: Array, unembedding: Array, ref_hidden: Array, ref_unembedding: Array, *, chunk: int
+) -> types.TokenKL:
+    """Divergence of policy and reference over the whole vocabulary, at every response token.
+
+    Works in pieces as `token_logps` does. The reference has no gradient.
+
+    Args:
+      hidden, ref_hidden: the states that predict each token, [B, N, T, D].
+      unembedding, ref_unembedding: [D, V].
+      chunk: as in `token_logps`; the logits of both models exist at a time.
+    """
+    ref_hidden, ref_unembedding = jax.lax.stop_gradient((ref_hidden, ref_unembedding))
+
+    def piece(h: Array, r: Array) -> types.TokenKL:
+        return dense_kl(_logits(h, unembedding), _logits(r, ref_unembedding))
+
+    return _in_pieces(piece, (hidden, ref_hidden), chunk)
+
+
+def dense_kl(logits: Array, ref_logits: Array) -> types.TokenKL:
+    """The same from logits [..., V]."""
+    policy, ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+    return types.TokenKL(
+        forward=jnp.sum(jnp.exp(ref) * (ref - policy), axis=-1),
+        reverse=jnp.sum(jnp.exp(policy) * (policy - ref), axis=-1),
+    )
 
 
 def dense(hidden: Array, unembedding: Array, ids: Array) -> Array:
     """The same with all logits at once: hidden [..., D], ids [...] -> [...]."""
-    # float32: bfloat16 keeps 2-3 digits, and a response sums hundreds of terms.
-    logits = jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+    logits = _logits(hidden, unembedding)
     chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _logits(hidden: Array, unembedding: Array) -> Array:
+    # float32: bfloat16 keeps 2-3 digits, and a response sums hundreds of terms.
+    return jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+
+
+def _in_pieces(function: Callable, arrays: tuple[Array, ...], chunk: int):
+    """function(*arrays) on pieces of T, one after the other, computed again in the backward pass.
+
+    Args:
+      function: from pieces [B, N, piece, ...] to a tree of [B, N, piece].
+      arrays: [B, N, T, ...].
+      chunk: positions of a piece, over all branches.
+    """
+    branches, length = arrays[0].shape[1:3]
+    piece = min(max(1, chunk // branches), length)
+    count = -(-length // piece)
+
+    def cut(x: Array) -> Array:
+        spare = [(0, 0)] * x.ndim
+        spare[2] = (0, count * piece - length)
+        x = jnp.pad(x, spare)
+        return jnp.moveaxis(x.reshape(*x.shape[:2], count, piece, *x.shape[3:]), 2, 0)
+
+    def join(x: Array) -> Array:  # [count, B, N, piece]
+        x = jnp.moveaxis(x, 0, 2)
+        return x.reshape(*x.shape[:2], -1)[:, :, :length]
+
+    again = jax.checkpoint(function)
+    found = jax.lax.map(lambda pieces: again(*pieces), tuple(map(cut, arrays)))
+    return jax.tree.map(join, found)

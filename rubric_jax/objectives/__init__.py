@@ -33,6 +33,7 @@ from rubric_jax import config, types
 from rubric_jax.objectives import (
     bco,
     binding,
+    divergence,
     groups,
     likelihood,
     lists,
@@ -88,6 +89,9 @@ OBJECTIVES = {
     "anchor": likelihood.anchor,
     "shift": likelihood.shift,
     "sft_phi": likelihood.sft_phi,
+    # The whole distribution over the next token.
+    "token_kl": divergence.token_kl,
+    "tdpo": divergence.tdpo,
     # Reward vectors.
     "modpo": modpo.modpo,
     "modpo_hinge": modpo.modpo_hinge,
@@ -113,7 +117,10 @@ STATES = {"bco": State(bco.init, bco.update)}
 # These never read logps.ref.
 WITHOUT_REFERENCE = frozenset(
     {"nll", "logistic_nll", "simpo", "simpo_hinge", "orpo", "cpo", "pro", "rloo", "rwr"}
+    | {"token_kl"}
 )
+# These read logps.kl, which takes the reference itself (config.train.reference = "step").
+READS_KL = frozenset({"token_kl", "tdpo"})
 # These read labels.rewards.
 READS_REWARDS = frozenset(
     {"modpo", "modpo_hinge", "modpo_rotation", "soft", "squared", "smpo"}
@@ -155,7 +162,11 @@ class Objective:
 
     @property
     def needs_reference(self) -> bool:
-        return any(term.name not in WITHOUT_REFERENCE for term in self.terms)
+        return self.needs_kl or any(term.name not in WITHOUT_REFERENCE for term in self.terms)
+
+    @property
+    def needs_kl(self) -> bool:
+        return any(term.name in READS_KL for term in self.terms)
 
     @property
     def needs_rewards(self) -> bool:

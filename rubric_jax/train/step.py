@@ -46,11 +46,7 @@ def init(params: Params, tx: optax.GradientTransformation, trainable, loss_state
 
 def branch_logps(task: Task, params: Params, batch: types.Batch) -> Array:
     """Token log-probabilities of every branch: float32 [B, N, T], nats, 0 where the mask is 0."""
-    hidden = task.vlm.hidden(params, batch, task.layout)
-    unembedding = task.vlm.unembed(params)
-    logps = autoregressive.token_logps(hidden, unembedding, batch.responses, chunk=task.logps_chunk)
-    # Selected, not multiplied: nothing that a padded position computes can reach the loss.
-    return jnp.where(batch.mask != 0, logps, 0.0)
+    return _logps(task, _states(task, params, batch), batch)
 
 
 def make(
@@ -139,20 +135,45 @@ def microbatches(batch: types.Batch, parts: int, shards: int) -> types.Batch:
 
 def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params, total):
     """Sum of the row losses over `total`; metrics alike."""
-    policy = branch_logps(task, params, batch)
+    states, kl = _states(task, params, batch), None
+    policy = _logps(task, states, batch)
     if ref_params is not None:
-        ref = jax.lax.stop_gradient(branch_logps(task, ref_params, batch))
+        ref_states = _states(task, ref_params, batch)
+        ref = jax.lax.stop_gradient(_logps(task, ref_states, batch))
+        if task.objective.needs_kl:
+            kl = _kl(task, states, ref_states, batch)
+    elif task.objective.needs_kl:
+        raise ValueError(
+            "The objective reads the divergence from the reference over the whole vocabulary, "
+            "which stored log-probabilities do not hold; set config.train.reference to 'step'."
+        )
     elif batch.ref_logps is not None:
         ref = batch.ref_logps
     else:
         ref = jnp.zeros_like(policy)
-    logps = types.Logps(policy, ref, batch.mask)
+    logps = types.Logps(policy, ref, batch.mask, kl)
     losses, metrics, loss_state = task.objective(knobs, loss_state, logps, batch.labels)
     rows = _rows(batch)
     loss = jnp.sum(losses * rows) / total
     metrics = {name: jnp.sum(value * rows) / total for name, value in metrics.items()}
     metrics |= {"loss": loss, "rows": jnp.sum(rows), "tokens": _tokens(batch)}
     return loss, (metrics, loss_state)
+
+
+def _states(task: Task, params: Params, batch: types.Batch) -> tuple[Array, Array]:
+    """(hidden states [B, N, T, D] that predict the response tokens, unembedding [D, V])."""
+    return task.vlm.hidden(params, batch, task.layout), task.vlm.unembed(params)
+
+
+def _logps(task: Task, states: tuple[Array, Array], batch: types.Batch) -> Array:
+    logps = autoregressive.token_logps(*states, batch.responses, chunk=task.logps_chunk)
+    # Selected, not multiplied: nothing that a padded position computes can reach the loss.
+    return jnp.where(batch.mask != 0, logps, 0.0)
+
+
+def _kl(task: Task, states, ref_states, batch: types.Batch) -> types.TokenKL:
+    found = autoregressive.token_kl(*states, *ref_states, chunk=task.logps_chunk)
+    return jax.tree.map(lambda values: jnp.where(batch.mask != 0, values, 0.0), found)
 
 
 def _rows(batch: types.Batch) -> Array:

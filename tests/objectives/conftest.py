@@ -32,8 +32,18 @@ def _pad(rows, fill=0.0):
 def fixture_p(dtype=np.float64, fill=0.0):
     """(logps, labels) of fixture P; `fill` goes into the padding."""
     mask = _pad([[np.ones(len(tokens)) for tokens in row] for row in POLICY])
+    # Of no model, but >= 0: KL(reference || policy) and KL(policy || reference) per token.
+    kl = types.TokenKL(
+        *(
+            _pad([[scale * np.square(t) for t in row] for row in POLICY], fill)
+            for scale in (0.1, 0.2)
+        )
+    )
     logps = types.Logps(
-        _pad(POLICY, fill).astype(dtype), _pad(REF, -fill).astype(dtype), mask.astype(dtype)
+        _pad(POLICY, fill).astype(dtype),
+        _pad(REF, -fill).astype(dtype),
+        mask.astype(dtype),
+        types.TokenKL(*(values.astype(dtype) for values in kl)),
     )
     rewards = np.zeros((2, 4, 3), dtype)
     rewards[:, :2] = REWARDS

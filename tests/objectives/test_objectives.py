@@ -51,6 +51,8 @@ SPECS = {  # one entry for each term of the table
     "anchor": {"on": "chosen", "beta": 0.1},
     "shift": {"on": "chosen", "coef": -0.05},
     "sft_phi": {"on": "chosen", "phi": "sq_hellinger"},
+    "token_kl": {"on": "chosen"},
+    "tdpo": PAIR,
     "modpo": WEIGHTED,
     "modpo_hinge": WEIGHTED,
     "modpo_rotation": WEIGHTED,
@@ -91,6 +93,8 @@ VARIANTS = {  # and one for each further way to set it up
     "anchor, below": {"on": "rejected", "beta": 0.1, "sign": -1},
     "sft_phi, linear": {"on": "chosen", "phi": "linear"},
     "sft_phi, pearson": {"on": "chosen", "phi": "pearson"},
+    "token_kl, reverse": {"on": "chosen", "direction": "reverse", "reduce": "mean"},
+    "tdpo, 1": {**PAIR, "alpha": 1.0, "detach": False},
     "lambda_rank, policy": {**LIST, "beta": 0.1, "rank_by": "policy"},
     "rwr, mean": {**LIST, "tokens": "mean"},
     "grpo, policy": {**LIST, "beta_kl": 0.1, "behaviour": "policy", "std": False},
@@ -129,20 +133,25 @@ def objective_of(case):
 def _compiled(case):
     objective = objective_of(case)
 
-    def total(policy, rewards, logps, labels):
-        logps, labels = logps._replace(policy=policy), labels._replace(rewards=rewards)
+    def total(policy, rewards, kl, logps, labels):
+        logps = logps._replace(policy=policy, kl=kl)
+        labels = labels._replace(rewards=rewards)
         loss, metrics, _ = objective(objective.knobs, objective.init_state(), logps, labels)
         return loss.sum(), (loss, metrics)
 
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
 
 
 def evaluate(case, logps, labels):
-    """(loss, metrics, d loss / d policy, d loss / d rewards) of a case, compiled once."""
-    (_, (loss, metrics)), (gradient, into_rewards) = _compiled(case)(
-        logps.policy, labels.rewards, logps, labels
+    """(loss, metrics, d loss / d policy, d loss / d rewards) of a case, compiled once.
+
+    What goes into the divergences, which the policy decides too, is added to the gradient.
+    """
+    (_, (loss, metrics)), (gradient, into_rewards, into_kl) = _compiled(case)(
+        logps.policy, labels.rewards, logps.kl, logps, labels
     )
-    return np.asarray(loss), metrics, np.asarray(gradient), np.asarray(into_rewards)
+    gradient = np.asarray(gradient) + sum(map(np.asarray, into_kl))
+    return np.asarray(loss), metrics, gradient, np.asarray(into_rewards)
 
 
 def loss_of(objective, logps, labels):
@@ -249,9 +258,17 @@ def test_every_term_says_truly_whether_it_reads_the_reference(case, pairs32):
     ref[:, 0] += 0.5
     ref[:, 1] -= 0.5
     changed = evaluate(case, logps._replace(ref=ref), labels)[0] != evaluate(case, *pairs32)[0]
-    reads = objective_of(case).needs_reference
+    reads = name_of(case) not in objectives.WITHOUT_REFERENCE
     assert changed.all() if reads else not changed.any()
-    assert reads == (name_of(case) not in objectives.WITHOUT_REFERENCE)
+    objective = objective_of(case)
+    assert objective.needs_reference == (reads or objective.needs_kl)
+
+
+def test_every_term_says_truly_whether_it_reads_the_divergence(case, pairs32):
+    logps, labels = pairs32
+    moved = types.TokenKL(*(np.float32(values * [[[2.0]], [[3.0]]]) for values in logps.kl))
+    changed = evaluate(case, logps._replace(kl=moved), labels)[0] != evaluate(case, *pairs32)[0]
+    assert changed.all() if objective_of(case).needs_kl else not changed.any()
 
 
 def test_every_term_says_truly_whether_it_reads_rewards(case, pairs32):

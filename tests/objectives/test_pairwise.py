@@ -139,14 +139,14 @@ def test_slopes_by_hand(pairs, close, slope, term, knobs, expected):
 def test_gap_order_by_hand(pairs64):
     """Hard: the first pair of fixture P, gap 0.9; easy: the second, gap -1.3."""
     logps, labels = pairs64
-    one = [np.concatenate([x[:1, :2], x[1:, :2]], axis=1) for x in logps]
+    one = jax.tree.map(lambda x: np.concatenate([x[:1, :2], x[1:, :2]], axis=1), logps)
     labels = jax.tree.map(lambda x: x[:1], labels)
     names = ("hard_win", "hard_lose", "easy_win", "easy_lose")
     knobs = dict(zip(names, range(4), strict=True))
-    found, metrics = pairwise.gap_order(type(logps)(*one), labels, **knobs, beta=0.1)
+    found, metrics = pairwise.gap_order(one, labels, **knobs, beta=0.1)
     np.testing.assert_allclose(found, [0.5891850190], rtol=1e-9)
     knobs = dict(zip(names, (2, 3, 0, 1), strict=True))
-    _, back = pairwise.gap_order(type(logps)(*one), labels, **knobs, beta=0.1)
+    _, back = pairwise.gap_order(one, labels, **knobs, beta=0.1)
     np.testing.assert_allclose(back["logit"], -metrics["logit"], rtol=1e-12)
 
 

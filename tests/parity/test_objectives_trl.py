@@ -223,7 +223,7 @@ def test_label_smoothing_equals_trls_aot_pair_by_pair(pairs):
     spec = {"dpo": {**PAIR, "beta": 0.5, "label_smoothing": 0.2}}
     for b in range(B):
         # One pair, repeated: sorting equal log-ratios changes nothing.
-        one = types.Logps(*(np.repeat(x[b : b + 1], B, axis=0) for x in logps))
+        one = jax.tree.map(lambda x, b=b: np.repeat(x[b : b + 1], B, axis=0), logps)
         expected, expected_gradient, _ = trl_loss(
             one, losses=["aot"], beta=0.5, label_smoothing=0.2
         )

@@ -172,6 +172,37 @@ def test_references_from_the_batch_and_from_the_step_give_one_loss():
     assert abs(float(a["rewards/chosen"])) > 1e-3  # far above the tolerance
 
 
+def test_the_divergence_is_that_of_the_two_models_distributions():
+    terms = {"token_kl": {"on": "chosen"}, "tdpo": {**steps.PAIR, "weight": 0.5}}
+    case = steps.case(terms, reference="step", trainable=FROZEN_TOWER)
+    batch = steps.batch(case, rows=8, ref=False)
+    other = case.params(seed=7)
+    _, far = case.step(case.start(), batch, ref_params=other)
+    vlm, layout = case.setup.vlm, case.setup.layout
+
+    @jax.jit
+    def expected(params, ref_params):
+        def probabilities(params):
+            return jax.nn.softmax(vlm.hidden(params, batch, layout) @ vlm.unembed(params))
+
+        p, q = probabilities(params), probabilities(ref_params)
+        kl = jnp.sum(q * jnp.log(q / p), axis=-1)  # [B, N, T]
+        return jnp.mean(jnp.sum(jnp.where(batch.mask != 0, kl, 0.0), axis=-1), axis=0)
+
+    chosen, rejected = expected(case.params(), other)
+    np.testing.assert_allclose(far["loss/token_kl"], chosen, rtol=1e-4)
+    np.testing.assert_allclose(far["tdpo/kl_lose"], rejected, rtol=1e-4)
+    _, near = case.step(case.start(), batch, ref_params=case.params())
+    np.testing.assert_allclose(near["loss/token_kl"], 0.0, atol=1e-5)
+    np.testing.assert_allclose(near["loss/tdpo"], math.log(2), rtol=1e-5)
+
+
+def test_a_stored_reference_holds_no_distribution():
+    case = steps.case({"token_kl": {"on": "chosen"}})
+    with pytest.raises(ValueError, match=r"config.train.reference to 'step'"):
+        case.step(case.start(), steps.batch(case, rows=8))
+
+
 def test_evaluation_sums_what_the_step_averages():
     case = dpo()
     batch = steps.without_rows(steps.batch(case, rows=8), [3])

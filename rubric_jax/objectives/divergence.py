@@ -1,0 +1,91 @@
+"""Terms on the divergence from the reference over the whole vocabulary, token by token.
+
+They read logps.kl, which takes the logits of both models: config.train.reference = "step".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from rubric_jax import types
+from rubric_jax.objectives import scores
+
+
+def token_kl(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    on: types.Branch,
+    direction: Literal["forward", "reverse"] = "forward",
+    reduce: Literal["sum", "mean"] = "sum",
+):
+    """Keeps the policy near the reference along one branch, at every token it could have said.
+
+    loss = sum_t KL(reference || policy) at token t of `on`, times the token's weight
+
+    The anchor of RRPO (arXiv:2504.12083), by its code: added to the loss, on the chosen response.
+
+    Args:
+      logps: log-probabilities, masks and divergences [B, N, T] of the layout's branches, in nats.
+      labels: not read.
+      on: index of the branch.
+      direction: forward, KL(reference || policy), or reverse, KL(policy || reference).
+      reduce: `mean` divides by the token weight of the branch.
+
+    Returns:
+      loss [B] in nats, 0 where the branch is absent; metrics, each [B].
+    """
+    del labels
+    present = logps.present(on)
+    loss = _sequence(logps, on, direction)
+    if reduce == "mean":
+        loss = loss / jnp.where(present > 0, logps.length(on), 1.0)
+    return jnp.where(present > 0, loss, 0.0), {}
+
+
+def tdpo(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    win: types.Branch,
+    lose: types.Branch,
+    beta: float,
+    alpha: float = 0.5,
+    detach: bool = True,
+):
+    """DPO whose logit also holds how far each side has gone from the reference, token by token.
+
+    D[n] = sum_t KL(reference || policy) along branch n
+    loss = -log sigmoid(beta (log-ratio gap - alpha (D[lose] - D[win])))
+
+    Zeng et al., arXiv:2404.11999. The defaults are its TDPO2, with D[win] as a constant; alpha 1
+    without `detach` is TDPO1, and SparsePO (arXiv:2410.05102) with every mask at 1.
+
+    Args:
+      logps: log-probabilities, masks and divergences [B, N, T] of the layout's branches, in nats.
+      labels: not read.
+      win, lose: indices of the two branches.
+      beta: strength of the pull towards the reference, > 0.
+      alpha: of the divergences; at 0 this is `dpo` without a margin.
+      detach: let no gradient through D[win].
+
+    Returns:
+      loss [B] in nats, 0 where a branch is absent; metrics, each [B].
+    """
+    del labels
+    present = logps.present(win, lose)
+    kl_win, kl_lose = _sequence(logps, win, "forward"), _sequence(logps, lose, "forward")
+    held = jax.lax.stop_gradient(kl_win) if detach else kl_win
+    gap = logps.ratio(win) - logps.ratio(lose)
+    logit = beta * (gap - alpha * (kl_lose - held))
+    return scores.silent(
+        present, -jax.nn.log_sigmoid(logit), logit=logit, kl_win=kl_win, kl_lose=kl_lose
+    )
+
+
+def _sequence(logps: types.Logps, branch: int, direction: str) -> jax.Array:
+    """Divergence of one branch, summed over its tokens. [B], nats."""
+    return jnp.sum(getattr(logps.kl, direction)[:, branch] * logps.mask[:, branch], axis=-1)
