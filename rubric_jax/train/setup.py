@@ -76,6 +76,12 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             f"The objective ({names}) reads a reference, but config.train.reference is 'none'; "
             "set it to 'cache' or 'step'."
         )
+    if built.needs_kl and config.train.reference != "step":
+        raise ValueError(
+            "The objective reads a token KL to the reference over the whole vocabulary, which is "
+            f"computed in the step, but config.train.reference is {config.train.reference!r}; set "
+            "it to 'step'."
+        )
     return built
 
 

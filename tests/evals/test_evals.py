@@ -86,5 +86,5 @@ def test_every_evaluation_gives_one_number_per_group(name):
 
 
 def test_an_unknown_evaluation_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="Unknown evaluation 'reward'.*Did you mean 'rewards'"):
+    with pytest.raises(ValueError, match=r"Unknown evaluation 'reward'.*Did you mean 'rewards'"):
         evals.check(["reward"])
