@@ -47,7 +47,7 @@ def _train() -> None:
         number = _round()
         _print_counts({"steps": _run().train(number).step})
         return
-    outcome = stages.train(_config(), _need(_WORKDIR))
+    outcome, _ = stages.fit(_config(), _need(_WORKDIR))
     for name, value in sorted(outcome.metrics.items()):
         print(f"{name:32s} {value:.4f}")
     sys.exit(0 if outcome.finished else 143)  # as a shell says of a process ended by SIGTERM

@@ -191,6 +191,8 @@ class Config:
     data: Data = Data()
     # {name: {term: (default: the name), weight: 1.0, <knobs of the term>}}, see objectives/
     objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Training in several stages, each a mapping of changes; see stages/schedule.py
+    schedule: tuple = ()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     mesh: Mesh = Mesh()

@@ -6,11 +6,13 @@ rubrics     instructions -> the rubric pool
 sample      instructions, a policy -> K responses each
 judge       responses, rubrics -> verdicts
 pair        verdicts -> preference data
+schedule    training in several stages
 evaluate    a policy -> numbers on held-out instructions
 run         all of them, for R rounds
 """
 
 from rubric_jax.stages.run import Interrupted, Run
+from rubric_jax.stages.schedule import fit
 from rubric_jax.stages.training import audit, export, score, train
 
-__all__ = ["Interrupted", "Run", "audit", "export", "score", "train"]
+__all__ = ["Interrupted", "Run", "audit", "export", "fit", "score", "train"]

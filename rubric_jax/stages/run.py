@@ -29,7 +29,7 @@ from rubric_jax.data import instructions
 from rubric_jax.judges import writers
 from rubric_jax.rubrics import pool as pool_lib
 from rubric_jax.rubrics import records
-from rubric_jax.stages import evaluate, files, pair, training
+from rubric_jax.stages import evaluate, files, pair, schedule, training
 from rubric_jax.stages import judge as judge_stage
 from rubric_jax.stages import rubrics as rubrics_stage
 from rubric_jax.stages import sample as sample_stage
@@ -121,13 +121,13 @@ class Run:
         Raises:
           Interrupted: told to stop; the checkpoint is saved.
         """
-        outcome = training.train(self.training(number), self.path(number, "train"))
+        outcome, trained = schedule.fit(self.training(number), self.path(number, "train"))
         if not outcome.finished:
-            raise Interrupted(self.path(number, "train"))
+            raise Interrupted(trained)
         policy = self.path(number, "policy")
         if self._is_writer and not os.path.exists(os.path.join(policy, "config.json")):
             # The directory appears whole: a half-written one must not pass for a policy.
-            training.export(self.path(number, "train"), policy + ".part")
+            training.export(trained, policy + ".part")
             os.replace(policy + ".part", policy)
         setup_lib.barrier()
         return outcome
@@ -218,8 +218,7 @@ class Run:
                 f"config.rounds.updates is {self.config.rounds.updates} for "
                 f"{self.config.rounds.count} rounds; every round needs at least one."
             )
-        objective = dataclasses.replace(self._data(), axes=self.config.data.axes)
-        setup_lib.objective(dataclasses.replace(self.config, data=objective))
+        schedule.check_objective(dataclasses.replace(self.config, data=self._data()))
 
     def path(self, number: int, *parts: str) -> str:
         """A path of the base (0) or of a round."""
