@@ -12,12 +12,10 @@ written by a model: config.pool.writer = {"writer": "openai", "model": .., "base
 
 from configs import llava
 
-AXES = ("correctness", "grounding", "completeness", "format")
-
 
 def get_config():
     config = llava.get_config()
-    config.data.axes = AXES
+    config.data.axes = ()  # those that the rubrics name; a writer model and MODPO need them named
     config.pool.writer = {"writer": "template", "template": "general"}
     config.judging.judge = {
         "judge": "openai",

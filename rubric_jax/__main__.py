@@ -8,8 +8,9 @@
   python -m rubric_jax quickstart --workdir=RUN
 
   python -m rubric_jax run --config=configs/rdpo_llava.py ... --workdir=RUN    the whole pipeline
-  python -m rubric_jax rubrics|report --config=FILE ... --workdir=RUN           one stage of it
+  python -m rubric_jax rubrics --config=FILE ... --workdir=RUN                  one stage of it
   python -m rubric_jax sample|judge|pair|train|eval --round=1 --config=FILE ... --workdir=RUN
+  python -m rubric_jax report --workdir=RUN
 
 Every field of a config can be set: --config.train.steps=100. See rubric_jax/config.py for all.
 """
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rubric_jax import checkpoint, quickstart, stages
+from rubric_jax import checkpoint, quickstart, report, stages
 from rubric_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, and its fields.")
@@ -86,8 +87,8 @@ def _sample() -> None:
 
 
 def _judge() -> None:
-    number = _round()
-    _print_counts(_run().judge(number))
+    number, run = _round(), _run()
+    _print_counts(run.judge(number, again=run.config.judging.again))
 
 
 def _pair() -> None:
@@ -97,14 +98,14 @@ def _pair() -> None:
 
 def _eval() -> None:
     value = _run().eval(1 if _ROUND.value is None else _ROUND.value)
-    for name, measure in value["measures"].items():
+    for name, measure in value.get("measures", {}).items():  # the first process has them
         if measure["n"]:
             interval = f"[{measure['low']:.4f}, {measure['high']:.4f}]"
             print(f"{name:24s} {measure['mean']:.4f}  95 % {interval}  n={measure['n']}")
 
 
 def _report() -> None:
-    print(_run().report())
+    print(report.write(_need(_WORKDIR)))
 
 
 def _everything() -> None:

@@ -62,7 +62,7 @@ def claim(workdir: str, config: Mapping[str, Any], *, force: bool = False) -> li
     with disk_errors(workdir):
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = config_lib.differences(_read(path), config) if path.exists() else []
-        refused = [line for line in lines if not _harmless(line)]
+        refused = [line for line in lines if not harmless(line)]
         if refused and not force:
             shown = "\n  ".join(refused)
             raise ValueError(
@@ -410,7 +410,7 @@ def _check(wanted: Mapping[str, Any], found: Mapping[str, Any], what: str) -> No
         raise ValueError(f"The {what} does not fit this model or optimizer:\n  {shown}{more}")
 
 
-def _harmless(line: str) -> bool:
+def harmless(line: str) -> bool:
     field = line.split(":", 1)[0]
     return any(re.fullmatch(pattern, field) for pattern in HARMLESS)
 

@@ -123,6 +123,7 @@ class Pool:
     eval_path: str = ""  # held-out instructions; "" = no evaluation
     eval_split: str = "test"
     rubrics: str = ""  # the rubric pool; "" = WORKDIR/rubrics.jsonl
+    failures: float = 0.0  # share of instructions that may stay without a rubric
     # {writer: oracle, openai or template, <knobs>}, see judges/writers.py
     writer: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"writer": "template", "template": "general"}
@@ -178,6 +179,10 @@ class Evaluation:
     temperature: float = 0.0
     # Another judge than the one that made the training data; {} = the same.
     judge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Its own, so that every policy is measured on one scale, however its pairs were chosen.
+    aggregation: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"aggregation": "weighted_mean"}
+    )
     # How `answers` finds the final answer: a regular expression with one group; "" = after the
     # last "answer is" or "answer:".
     pattern: str = ""
@@ -242,13 +247,14 @@ _AT_LEAST = {
     "sample.tokens": 1,
     "sample.batch_size": 1,
     "judging.failures": 0,
+    "pool.failures": 0,
     "rounds.count": 1,
     "rounds.updates": 0,
     "evaluation.count": 1,
     "evaluation.temperature": 0,
     "evaluation.bootstrap": 1,
 }
-_AT_MOST = {"sample.top_p": 1, "sample.min_p": 1, "judging.failures": 1}
+_AT_MOST = {"sample.top_p": 1, "sample.min_p": 1, "judging.failures": 1, "pool.failures": 1}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -277,6 +283,8 @@ def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
             raise ValueError(f"config.{key} is {value}; it must be finite.")
     if flat["train.epochs"] <= 0:
         raise ValueError(f"config.train.epochs is {flat['train.epochs']}; it must be above 0.")
+    if flat["sample.top_p"] == 0:
+        raise ValueError("config.sample.top_p is 0; it must be above 0 (1 = all tokens).")
     for key in ("data.branches", "data.axes", "judging.again", "evaluation.measures"):
         names = flat[key]
         if not all(isinstance(name, str) and name for name in names):

@@ -21,6 +21,7 @@ import rich.table
 from rubric_jax import config as config_lib
 from rubric_jax import stages
 from rubric_jax.data import scenes
+from rubric_jax.stages import files
 
 DEMONSTRATIONS, INSTRUCTIONS, HELD_OUT = 4000, 800, 400
 EMBELLISHED = 0.7  # share of demonstrations that see a thing too many: the habit to unlearn
@@ -46,9 +47,12 @@ def write_scenes(root, *, pairs: int = INSTRUCTIONS, seed: int = 0) -> None:
     """Writes data/ (instructions, and pairs in TRL's layout) and model/ (a random toy LLaVA),
     unless they are there."""
     root = pathlib.Path(root)
-    if not (root / "data" / "facts.jsonl").exists():
-        sizes = {"demos": DEMONSTRATIONS, "pairs": pairs, "heldout": HELD_OUT}
-        scenes.write(root / "data", **sizes, seed=seed, embellished=EMBELLISHED)
+    settings = {"demos": DEMONSTRATIONS, "pairs": pairs, "heldout": HELD_OUT, "seed": seed}
+    settings |= {"embellished": EMBELLISHED}
+    file = files.File(str(root / "data" / "facts.jsonl"), "scenes", settings, {})
+    if not files.begin(file):
+        scenes.write(root / "data", **settings)
+        files.finish(file, {})
     if not (root / "model" / "model.safetensors").exists():
         scenes.write_model(root / "model", seed=seed)
 

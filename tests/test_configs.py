@@ -8,6 +8,7 @@ import pytest
 from rubric_jax import config as config_lib
 from rubric_jax import stages
 from rubric_jax.train import setup
+from tests.stages import jobs
 
 FILES = sorted(pathlib.Path("configs").glob("*.py"))
 
@@ -31,4 +32,16 @@ def test_rdpo_names_what_a_user_has_to_set(tmp_path):
     with pytest.raises(ValueError, match=r"config\.pool\.path is empty"):
         stages.Run(config_lib.build(config), str(tmp_path)).check()
     config.pool.path = "instructions.jsonl"
+    with pytest.raises(ValueError, match="needs a model and a base_url"):
+        stages.Run(config_lib.build(config), str(tmp_path)).check()
+    config.judging.judge.update({"model": "m", "base_url": "http://127.0.0.1:9/v1"})
     stages.Run(config_lib.build(config), str(tmp_path)).check()
+
+
+def test_rdpo_writes_its_rubrics(tmp_path):
+    config = load(pathlib.Path("configs/rdpo_llava.py")).get_config()
+    config.pool.path = str(jobs.pool() / "instructions.jsonl")
+    config.judging.judge.update({"model": "m", "base_url": "http://127.0.0.1:9/v1"})
+    job = stages.Run(config_lib.build(config), str(tmp_path))
+    job.begin()
+    assert job.rubrics()["written"] == 8

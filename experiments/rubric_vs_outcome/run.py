@@ -9,7 +9,8 @@ chooses the pairs differs. Each is trained with DPO and with MPO and measured on
 their ground truth. Killed, it goes on; finished parts are never computed again. Started several
 times at once, on one machine or on several with one --workdir, the processes share the arms out.
 
-Writes results.json, the plots and the tables of README.md beside this file (or below --out).
+Writes results.json, the plot and the tables of README.md beside this file when all arms of at least
+five seeds are done, and below the work directory (or --out) otherwise.
 """
 
 from __future__ import annotations
@@ -101,11 +102,13 @@ def main() -> None:
     here = pathlib.Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, default=here)
+    parser.add_argument("--out", type=pathlib.Path, help="here for all arms, else the workdir")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--losses", default=",".join(LOSSES))
     args = parser.parse_args()
+    whole = args.arms == ",".join(ARMS) and args.losses == ",".join(LOSSES) and args.seeds >= 5
+    out = args.out or (here if whole else args.workdir)
     for name in args.arms.split(","):
         if name not in ARMS:
             raise SystemExit(f"Unknown arm {name!r}; it must be {config_lib.one_of(name, ARMS)}")
@@ -124,9 +127,9 @@ def main() -> None:
             f"{missing} runs are in the hands of other processes; the last to end writes results."
         )
         return
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    summary.write(results, args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    summary.write(results, out)
 
 
 def run_seed(root: pathlib.Path, seed: int, other: pathlib.Path, arms: list) -> None:

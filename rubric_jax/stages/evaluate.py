@@ -27,6 +27,7 @@ def write_measures(
     axes: Sequence[str],
     config: config_lib.Evaluation,
     *,
+    judge: Mapping[str, str],
     pairs: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """Measures groups, writes eval.json, and returns it as plain values.
@@ -37,6 +38,7 @@ def write_measures(
       groups: judged responses to the held-out instructions.
       axes: the run's reward axes.
       config: which measures, and the resamples of their intervals.
+      judge: the identity of the judge, for the record.
       pairs: measures of held-out preference data, per pair; see evals.implicit.
     """
     found = evals.measure(config.measures, groups, axes, pattern=config.pattern)
@@ -46,6 +48,8 @@ def write_measures(
     }
     value = {
         "policy": name,
+        "judge": dict(judge),
+        "aggregation": dict(config.aggregation),
         "instances": len(groups),
         "measures": {k: {f: _finite(x) for f, x in v.items()} for k, v in measures.items()},
         "per_instance": {

@@ -18,9 +18,12 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from absl import logging
+
 import rubric_jax
 from rubric_jax import checkpoint
 from rubric_jax import config as config_lib
+from rubric_jax.rubrics import pool as pool_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +95,19 @@ def read_manifest(path: str) -> dict[str, Any] | None:
 
 
 class Appender:
-    """Adds lines; each batch is on disk before the next. Cuts off what a kill left half-written."""
+    """Adds lines; each batch is on disk before the next. Cuts off a half-written last line."""
 
     def __init__(self, path: str):
         self._directory = os.path.dirname(os.path.abspath(path))
         with checkpoint.disk_errors(self._directory):
             self._stream = open(path, "a+b")  # noqa: SIM115, closed by `close`
-            self._stream.truncate(_whole(self._stream))
+            whole = _whole(self._stream)
+            self._stream.seek(whole)
+            tail = self._stream.read()
+            if pool_lib.half_written(tail) or not tail.strip():
+                self._stream.truncate(whole)
+            else:
+                self._stream.write(b"\n")
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes lines through to the disk."""
@@ -127,7 +136,7 @@ def write_whole(
 
 
 def lines(path: str, *, made_by: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """('file:line', row) of a stage file. A half-written last line, after a kill, is left out.
+    """('file:line', row) of a stage file. A half-written last line is left out, with a warning.
 
     Args:
       made_by: the command that writes such files, for the error.
@@ -140,7 +149,8 @@ def lines(path: str, *, made_by: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             where = f"{path}:{number}"
-            if not line.endswith(b"\n"):
+            if pool_lib.half_written(line):
+                logging.warning("%s: half-written last line, left out.", where)
                 return
             try:
                 row = json.loads(line)
@@ -191,14 +201,15 @@ def _write(file: File, state: Mapping[str, Any]) -> None:
     temporary = file.manifest + ".tmp"
     with checkpoint.disk_errors(os.path.dirname(os.path.abspath(file.path))):
         with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(value, stream, indent=1, ensure_ascii=False)
+            json.dump(value, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file.manifest)
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    # ASCII: half a surrogate pair, as a tokenizer or a judge may give, has no UTF-8.
+    return json.dumps(row) + "\n"
 
 
 def _whole(stream) -> int:

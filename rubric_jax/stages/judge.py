@@ -10,11 +10,13 @@ order of the samples.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
 
+from rubric_jax import config as config_lib
 from rubric_jax import judges
 from rubric_jax.data import instructions
 from rubric_jax.judges import verdicts
@@ -54,8 +56,14 @@ def write_verdicts(
 
     Raises:
       ValueError: samples and instructions that do not belong together, an instruction without a
-        rubric, more failures than allowed; what was judged stays in the store.
+        rubric, no such status, more failures than allowed; what was judged stays in the store.
     """
+    for status in again:
+        if status not in verdicts.STATUSES:
+            raise ValueError(
+                f"again: {status!r} is no status of a verdict; it must be "
+                f"{config_lib.one_of(status, verdicts.STATUSES)}"
+            )
     check_together(asked, samples, file.path)
     if files.begin(file) and not again:
         return files.read_manifest(file.path)["counts"]
@@ -81,6 +89,7 @@ def write_verdicts(
             "config.judging.failures allow them."
         )
     counts = {
+        "instructions": len(samples),
         "verdicts": total,
         "statuses": dict(sorted(tally.statuses.items())),
         "problems": dict(sorted(tally.problems.items())),
@@ -92,8 +101,10 @@ def write_verdicts(
 def read_verdicts(path: str, samples: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Rows of a finished verdicts file by id, with `rubric` parsed.
 
+    A file that `judge` made may lack the instructions that it was told to leave out.
+
     Raises:
-      ValueError: rows that do not fit the samples, or a broken one.
+      ValueError: 'file:line: field: what is wrong, and the mend'; samples without verdicts.
     """
     files.need_finished(path, made_by="judge")
     found = {}
@@ -103,6 +114,14 @@ def read_verdicts(path: str, samples: Mapping[str, Mapping[str, Any]]) -> dict[s
             raise ValueError(
                 f"{where}: id: no responses of {ident!r}; verdicts and samples are of two runs."
             )
+        if ident in found:
+            raise ValueError(f"{where}: id: {ident!r} occurs twice; remove one of the lines.")
+        keys = row.get("key") or "", samples[ident].get("key") or ""
+        if all(keys) and keys[0] != keys[1]:
+            raise ValueError(
+                f"{where}: key: found {keys[0]!r}, and the samples of {ident!r} have {keys[1]!r}: "
+                "another text or other pictures. Judge the samples again."
+            )
         row["rubric"] = records.parse(row.get("rubric"), where=f"{where}: rubric")
         own = files.field(where, row, "verdicts", list)
         if len(own) != len(samples[ident]["responses"]):
@@ -111,11 +130,9 @@ def read_verdicts(path: str, samples: Mapping[str, Mapping[str, Any]]) -> dict[s
                 "judge the samples again."
             )
         for n, verdict in enumerate(own):
-            if not isinstance(verdict, Mapping) or verdict.get("status") not in verdicts.STATUSES:
-                raise ValueError(
-                    f"{where}: verdicts[{n}].status: must be one of {', '.join(verdicts.STATUSES)}."
-                )
+            _check_verdict(f"{where}: verdicts[{n}]", verdict, row["rubric"])
         found[ident] = row
+    _check_complete(path, found, samples)
     return found
 
 
@@ -136,6 +153,46 @@ def check_together(
                 f"{asked[ident].where}: text or pictures of {ident!r} are not those that the "
                 "samples answer; sample again, or use the instructions they were made with."
             )
+
+
+def _check_verdict(where: str, verdict: Any, rubric: records.Rubric) -> None:
+    if not isinstance(verdict, Mapping) or verdict.get("status") not in verdicts.STATUSES:
+        raise ValueError(f"{where}.status: must be one of {', '.join(verdicts.STATUSES)}.")
+    if verdict["status"] not in ("scored", "partial"):
+        return
+    scores = verdict.get("scores")
+    if not isinstance(scores, Mapping):
+        raise ValueError(
+            f"{where}.scores: found {scores!r}; it must map criteria to scores in [0, 1]."
+        )
+    known = [criterion.id for criterion in rubric.criteria]
+    for ident, score in scores.items():
+        if ident not in known:
+            raise ValueError(
+                f"{where}.scores: the rubric has no criterion {ident!r}; it must be "
+                f"{config_lib.one_of(ident, known)}"
+            )
+        number = isinstance(score, int | float) and not isinstance(score, bool)
+        if not number or not math.isfinite(score) or not 0 <= score <= 1:
+            raise ValueError(
+                f"{where}.scores.{ident}: found {score!r}; it must be a number in [0, 1]."
+            )
+    lacking = [ident for ident in known if ident not in scores]
+    if lacking and verdict["status"] == "scored":
+        raise ValueError(
+            f"{where}.scores: no score of {lacking[0]!r}; add it, or make the status 'partial'."
+        )
+
+
+def _check_complete(path: str, found: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
+    manifest = files.read_manifest(path)
+    counted = manifest["counts"].get("instructions", len(found)) if manifest else len(samples)
+    if len(found) != counted:
+        lacking = next((i for i in samples if i not in found), "")
+        raise ValueError(
+            f"{path}: verdicts on {len(found)} instructions, not on {counted}; {lacking!r} has "
+            "none, for one. Judge the samples again."
+        )
 
 
 def _requests(asked, samples, rubrics) -> Iterator[judges.Request]:

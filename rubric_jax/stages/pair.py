@@ -27,6 +27,7 @@ def aggregate(spec: Mapping[str, Any]) -> Callable[..., aggregation.Rewards]:
     knobs = dict(spec)
     name = knobs.pop("aggregation", "")
     function = config_lib.bind(aggregation.AGGREGATIONS, name, knobs, what="aggregation")
+    knobs = config_lib.check(function, knobs, what=f"aggregation {name!r}")
     return functools.partial(function, **knobs)
 
 
@@ -141,8 +142,8 @@ def _continued(first: str, sample: Mapping[str, Any]) -> list[groups_lib.Respons
         found.append(
             groups_lib.Response(
                 text=first + between + text,
-                finished=bool(response.get("finished", True)),
-                tokens=len(response.get("ids", ())),
+                finished=response["finished"],
+                tokens=response["tokens"],
                 policy=groups_lib.CONTINUED,
             )
         )
@@ -160,8 +161,8 @@ def _responses(policy, samples, verdicts) -> Iterator[groups_lib.Response]:
     for response, verdict in zip(samples["responses"], verdicts["verdicts"], strict=True):
         yield groups_lib.Response(
             text=response["text"],
-            finished=bool(response.get("finished", True)),
-            tokens=len(response.get("ids", ())),
+            finished=response["finished"],
+            tokens=response["tokens"],
             policy=policy,
             scores=verdict["scores"] if verdict["status"] in ("scored", "partial") else None,
         )

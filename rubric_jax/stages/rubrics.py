@@ -9,9 +9,10 @@ from typing import Any
 import tqdm
 
 from rubric_jax.data import instructions
-from rubric_jax.judges import verdicts, writers
+from rubric_jax.judges import verdicts, writer, writers
 from rubric_jax.rubrics import pool as pool_lib
 from rubric_jax.rubrics import records
+from rubric_jax.stages import files
 
 
 def write_rubrics(
@@ -20,6 +21,7 @@ def write_rubrics(
     path: str,
     *,
     axes: Sequence[str],
+    failures: float = 0.0,
 ) -> dict[str, Any]:
     """Fills the pool for the instructions that it lacks; returns the counts.
 
@@ -28,10 +30,12 @@ def write_rubrics(
       asked: the instructions.
       path: the pool's file; made if it is not there.
       axes: the run's reward axes.
+      failures: share of the instructions that may stay without a rubric; they are left out later.
 
     Raises:
-      ValueError: a bad spec or pool, or instructions that are still without a rubric: their number
-        and the first reasons are named; what was written stays.
+      ValueError: a bad spec or pool, or more instructions without a rubric than allowed: their
+        number and the first reasons are named; what was written stays. What the writer said of them
+        is in PATH.failed.jsonl.
     """
     write = writers.build(spec)
     pool = pool_lib.load(path, axes=axes)
@@ -55,14 +59,27 @@ def write_rubrics(
             if found.rubric is None:
                 counts["without"] += 1
                 examples.append(f"{task.where}: {'; '.join(found.problems)}")
+                _keep_raw(f"{path}.failed.jsonl", task, found)
             else:
                 yield found.rubric
 
     counts["written"] = pool_lib.append(path, written()) if missing else 0
-    if counts["without"]:
+    if counts["without"] > failures * counts["instructions"]:
         shown = "\n  ".join(examples[:5])
         raise ValueError(
             f"{counts['without']} of {len(missing)} instructions are still without a rubric:\n  "
-            f"{shown}\nThe others are in {path}. Run the command again to ask for these once more."
+            f"{shown}\nThe others are in {path}, what was said of these in {path}.failed.jsonl. "
+            "Run the command again to ask for them once more, or let config.pool.failures allow "
+            "them."
         )
-    return {**counts, "problems": dict(problems), "calls": usage.calls, "cost": usage.cost}
+    sources = collections.Counter(r.source for r in pool_lib.load(path).rubrics.values())
+    spent = {"calls": usage.calls, "cost": usage.cost}
+    return {**counts, "sources": dict(sources), "problems": dict(problems), **spent}
+
+
+def _keep_raw(path: str, task: instructions.Instruction, found: writer.Written) -> None:
+    appender = files.Appender(path)
+    appender.add(
+        [{"key": task.key, "where": task.where, "problems": found.problems, "raw": found.raw}]
+    )
+    appender.close()

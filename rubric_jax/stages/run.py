@@ -23,13 +23,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from rubric_jax import checkpoint, evals, judges, models, recipes, report, sharding, types
+from rubric_jax import checkpoint, evals, judges, models, recipes, report, types
 from rubric_jax import config as config_lib
-from rubric_jax.data import instructions
-from rubric_jax.judges import writers
+from rubric_jax.data import instructions, sources
+from rubric_jax.models import weights
 from rubric_jax.rubrics import pool as pool_lib
 from rubric_jax.rubrics import records
-from rubric_jax.stages import evaluate, files, pair, schedule, training
+from rubric_jax.stages import checks, evaluate, files, pair, policies, schedule, training
 from rubric_jax.stages import judge as judge_stage
 from rubric_jax.stages import rubrics as rubrics_stage
 from rubric_jax.stages import sample as sample_stage
@@ -57,7 +57,9 @@ class Run:
         counts: dict[str, Any] = {}
         if self._is_writer:
             spec, axes = self.config.pool.writer, self.config.data.axes
-            counts = rubrics_stage.write_rubrics(spec, asked, self._pool_path, axes=axes)
+            counts = rubrics_stage.write_rubrics(
+                spec, asked, self._pool_path, axes=axes, failures=self.config.pool.failures
+            )
         setup_lib.barrier()
         return counts
 
@@ -69,12 +71,12 @@ class Run:
             self._sample(self.config.pair.other, other, number)
         return counts
 
-    def judge(self, number: int) -> dict[str, Any]:
-        """Verdicts on the round's responses."""
-        counts = self._judge(self.path(number), self.config.judging.judge, self._asked, number)
+    def judge(self, number: int, again: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Verdicts on the round's responses; again: statuses to ask for once more."""
+        spec = self.config.judging.judge
+        counts = self._judge(self.path(number), spec, self._asked, number, again=again)
         if self.config.pair.other:
-            other = self.path(number, "other")
-            self._judge(other, self.config.judging.judge, self._asked, number)
+            self._judge(self.path(number, "other"), spec, self._asked, number, again=again)
         return counts
 
     def pair(self, number: int) -> dict[str, Any]:
@@ -94,21 +96,20 @@ class Run:
             groups = pair.with_continued(groups, found, sample_stage.read_samples(continued))
         counts: dict[str, Any] = {}
         if self._is_writer:
-            inputs = {
-                os.path.relpath(os.path.join(where, name), folder): files.digest(
-                    os.path.join(where, name)
-                )
-                for where in (folder, os.path.join(folder, "other"), os.path.dirname(continued))
-                for name in ("samples.jsonl", "verdicts.jsonl")
-            }
+            read = [os.path.join(folder, name) for name in ("samples.jsonl", "verdicts.jsonl")]
+            if self.config.pair.other:
+                other = self.path(number, "other")
+                read += [os.path.join(other, name) for name in ("samples.jsonl", "verdicts.jsonl")]
+            read += [continued] if starts is not None else []
+            inputs = {os.path.relpath(path, folder): files.digest(path) for path in read}
+            pool = self.config.pool
+            inputs["instructions"] = sources.fingerprint(pool.path, pool.split)
             settings = {
                 "recipe": spec,
                 "aggregation": aggregation,
                 "axes": axes,
                 "seed": self.config.seed,
-                "pool": self.config.pool.path,
             }
-            inputs = {name: digest for name, digest in inputs.items() if digest}
             file = files.File(self.path(number, "pairs.jsonl"), "pair", settings, inputs)
             seed = self._seed(number)
             counts = pair.write_pairs(spec, groups, self._asked, axes, file, seed=seed)
@@ -121,14 +122,18 @@ class Run:
         Raises:
           Interrupted: told to stop; the checkpoint is saved.
         """
-        outcome, trained = schedule.fit(self.training(number), self.path(number, "train"))
+        config, policy = self.training(number), self.path(number, "policy")
+        made_from = {"pairs": files.digest(config.data.path), "start": self._fingerprint(number)}
+        known = policies.step_of(policy, config_lib.to_dict(config), made_from)
+        setup_lib.barrier()  # nobody may write before everybody has looked
+        if known is not None:
+            return loop.Outcome(known, True, {})
+        outcome, trained = schedule.fit(config, self.path(number, "train"))
         if not outcome.finished:
             raise Interrupted(trained)
-        policy = self.path(number, "policy")
-        if self._is_writer and not os.path.exists(os.path.join(policy, "config.json")):
-            # The directory appears whole: a half-written one must not pass for a policy.
-            training.export(trained, policy + ".part")
-            os.replace(policy + ".part", policy)
+        training.export(trained, policy + ".part", dtype=config.model.param_dtype)
+        if self._is_writer:
+            policies.place(policy, config_lib.to_dict(config), made_from, outcome.step)
         setup_lib.barrier()
         return outcome
 
@@ -150,14 +155,15 @@ class Run:
         self._judge(folder, judge, self._held_out, 0, assign=False)
         samples, verdicts = self._judged(folder, self._held_out)
         axes = self._axes(verdicts)
-        groups = pair.groups(
-            self._held_out, [("", samples, verdicts)], axes, self.config.pair.aggregation
-        )
+        groups = pair.groups(self._held_out, [("", samples, verdicts)], axes, own.aggregation)
         pairs = self._pairs(number) if own.pairs else {}
         value: dict[str, Any] = {}
         if self._is_writer:
             out, name = self.path(number, "eval.json"), _name(number)
-            value = evaluate.write_measures(out, name, groups, axes, own, pairs=pairs)
+            identity = judges.build(judge).identity._asdict()
+            value = evaluate.write_measures(
+                out, name, groups, axes, own, judge=identity, pairs=pairs
+            )
         setup_lib.barrier()
         return value
 
@@ -168,6 +174,8 @@ class Run:
     def all(self) -> str:
         """Every stage of every round; returns the report's path."""
         self.begin()
+        if self._is_writer:
+            checkpoint.claim(self.workdir, config_lib.to_dict(self.config), force=True)
         self.rubrics()
         if self._has_eval:
             self.eval(0)
@@ -181,44 +189,22 @@ class Run:
         return self.report() if self._is_writer else ""
 
     def begin(self) -> None:
-        """Checks the config and writes config.json. Which files a stage may go on with, their
-        manifests say; the config that is there may differ."""
+        """Checks the config, and writes config.json if there is none.
+
+        Which files a stage may go on with, their manifests say; the config that is there may
+        differ, and `all` replaces it.
+        """
         self.check()
         for path, split in self._pools:
             first = instructions.read(path, split, confine=self.config.data.confine_images)
             if next(first, None) is None:
                 raise ValueError(f"{path}: holds no instructions.")
-        if self._is_writer:
-            checkpoint.claim(self.workdir, config_lib.to_dict(self.config), force=True)
+        if self._is_writer and not os.path.exists(os.path.join(self.workdir, "config.json")):
+            checkpoint.claim(self.workdir, config_lib.to_dict(self.config))
 
     def check(self) -> None:
         """Everything that a config can get wrong, before any device work."""
-        sharding.initialize(self.config.mesh)
-        pool = self.config.pool
-        if not pool.path:
-            raise ValueError("config.pool.path is empty; name a file of instructions.")
-        if not self.config.judging.judge:
-            raise ValueError(
-                'config.judging.judge is empty; give one, such as {"judge": "oracle"}.'
-            )
-        for spec in (self.config.judging.judge, self.config.evaluation.judge):
-            if spec:
-                judges.check(spec)
-        writers.build(pool.writer)
-        recipes.build(self.config.pair.recipe)
-        pair.aggregate(self.config.pair.aggregation)
-        evals.check(self.config.evaluation.measures)
-        if self.config.rounds.reference == "fixed" and not self.config.model.reference:
-            raise ValueError(
-                "config.rounds.reference is 'fixed', but config.model.reference is empty; name the "
-                "checkpoint that stays the reference."
-            )
-        if 0 < self.config.rounds.updates < self.config.rounds.count:
-            raise ValueError(
-                f"config.rounds.updates is {self.config.rounds.updates} for "
-                f"{self.config.rounds.count} rounds; every round needs at least one."
-            )
-        schedule.check_objective(dataclasses.replace(self.config, data=self._data()))
+        checks.check(self.config, self.training_data)
 
     def path(self, number: int, *parts: str) -> str:
         """A path of the base (0) or of a round."""
@@ -229,6 +215,10 @@ class Run:
     @property
     def _is_writer(self) -> bool:
         return jax.process_index() == 0
+
+    @property
+    def _rule(self) -> str:
+        return self.config.rounds.reference
 
     @property
     def _has_eval(self) -> bool:
@@ -275,6 +265,11 @@ class Run:
             raise ValueError(f"No {policy}; train round {number - 1} first.")
         return policy
 
+    def _fingerprint(self, number: int) -> str:
+        """Of the weights that round `number` starts from."""
+        policy = self._policy(number)
+        return weights.fingerprint(policy, models.build(self.config.model.family, policy).weights)
+
     def _seed(self, number: int) -> int:
         """Of what round `number` draws, apart from its training; 0 = the evaluation."""
         return self.config.seed * 1000 + number
@@ -292,7 +287,7 @@ class Run:
             seed=self._seed(number),
         )
 
-    def _judge(self, folder, spec, asked, number, assign: bool = True) -> dict[str, Any]:
+    def _judge(self, folder, spec, asked, number, assign=True, again=()) -> dict[str, Any]:
         counts: dict[str, Any] = {}
         if self._is_writer:
             path = os.path.join(folder, "samples.jsonl")
@@ -302,19 +297,29 @@ class Run:
             file = files.File(
                 os.path.join(folder, "verdicts.jsonl"),
                 "judge",
-                {"judge": judge.identity._asdict(), "rubric_of": name if whose else "own"},
+                {
+                    "judge": judge.identity._asdict(),
+                    "rubric_of": f"{name}/{self._seed(number)}" if whose else "own",
+                },
                 {"samples": files.digest(path), "rubrics": self._rubrics_digest(asked)},
             )
+            pool, samples = pool_lib.load(self._pool_path), sample_stage.read_samples(path)
+            if self.config.pool.failures:  # allowed to have no rubric, and then no verdicts
+                samples = {
+                    i: row
+                    for i, row in samples.items()
+                    if i not in asked or asked[i].key in pool.rubrics
+                }
             counts = judge_stage.write_verdicts(
                 judge,
                 asked,
-                sample_stage.read_samples(path),
-                pool_lib.load(self._pool_path),
+                samples,
+                pool,
                 self._store,
                 file,
                 assign=whose,
                 seed=self._seed(number),
-                again=knobs.again,
+                again=again,
                 failures=knobs.failures,
             )
         setup_lib.barrier()
@@ -323,7 +328,12 @@ class Run:
     def _rubrics_digest(self, asked: Mapping[str, instructions.Instruction]) -> str:
         """Of the rubrics of these instructions: the pool may grow by others meanwhile."""
         pool = pool_lib.load(self._pool_path)
-        digests = sorted(pool.of(task.key).digest for task in asked.values())
+        allowed = self.config.pool.failures > 0
+        digests = sorted(
+            pool.of(task.key).digest
+            for task in asked.values()
+            if task.key in pool.rubrics or not allowed
+        )
         return files.digest_of(digests)
 
     def _judged(self, folder, asked) -> tuple[dict, dict]:
@@ -339,9 +349,9 @@ class Run:
             return found
         return self.config.data.axes
 
-    def _data(self) -> config_lib.Data:
-        count = self.config.sample.count * (2 if self.config.pair.other else 1)
-        branches = recipes.layout(self.config.pair.recipe, count)
+    def training_data(self) -> config_lib.Data:
+        """The config's data group with the branches that the recipe makes."""
+        branches = recipes.layout(self.config.pair.recipe, self.config.sample.count)
         own = self.config.data.branches
         if {types.split_branch(branch)[0] for branch in own} == set(branches):
             branches = own  # the same responses, under contexts of the user's choice
@@ -364,7 +374,10 @@ class Run:
                 model, checkpoint=policy, reference=reference[rounds.reference]
             ),
             data=dataclasses.replace(
-                self._data(), path=self.path(number, "pairs.jsonl"), axes=axes
+                self.training_data(),
+                path=self.path(number, "pairs.jsonl"),
+                axes=axes,
+                confine_images=False,  # the instructions were; the pairs stand elsewhere
             ),
             train=dataclasses.replace(self.config.train, steps=steps),
             # What is of no consequence to the training does not name its work directory.
@@ -387,26 +400,38 @@ class Run:
 
     def _pairs(self, number: int) -> dict[str, np.ndarray]:
         """Pair accuracy on held-out preference data, against the base's implicit rewards."""
-        sums = []
+        sums, data = [], self.config.data
+        path = self.config.evaluation.pairs
         for which in dict.fromkeys((number, 0)):
-            out = self.path(which, "eval", "pairs.npz")
-            if not os.path.exists(out):
+            file = files.File(
+                self.path(which, "eval", "pairs.npz"),
+                "score",
+                {"max_prompt": data.max_prompt, "max_response": data.max_response},
+                {
+                    "pairs": sources.fingerprint(path, data.eval_split),
+                    "policy": self._fingerprint(which + 1),
+                },
+            )
+            done = files.begin(file) if self._is_writer else False
+            if not setup_lib.agreed(done):
                 model = dataclasses.replace(
                     self.config.model, checkpoint=self._policy(which + 1), reference=""
                 )
-                data = dataclasses.replace(
-                    self.config.data,
-                    path=self.config.evaluation.pairs,
+                pairs = dataclasses.replace(
+                    data,
+                    path=path,
+                    split=data.eval_split,
                     branches=recipes.PAIR,
                     contexts={},
                     cache=self._cache,
                 )
-                config = dataclasses.replace(self.config, model=model, data=data)
-                training.score(config, out + ".tmp", self.workdir)
+                training.score(
+                    dataclasses.replace(self.config, model=model, data=pairs), file.path, None
+                )
                 if self._is_writer:
-                    os.replace(out + ".tmp", out)
+                    files.finish(file, {})
                 setup_lib.barrier()
-            with np.load(out) as arrays:
+            with np.load(file.path) as arrays:
                 sums.append(arrays["sums"])
         return evals.implicit(sums[0], sums[-1])
 

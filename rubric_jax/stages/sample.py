@@ -47,7 +47,13 @@ def write_samples(
     file = files.File(
         out,
         "sample",
-        {**knobs, "seed": seed, "max_prompt": config.data.max_prompt, "dtype": config.model.dtype},
+        {
+            **knobs,
+            "seed": seed,
+            "max_prompt": config.data.max_prompt,
+            "dtype": config.model.dtype,
+            "param_dtype": config.model.param_dtype,
+        },
         {
             "policy": policy,
             "processor": setup.processor.fingerprint,
@@ -57,8 +63,9 @@ def write_samples(
     if setup.is_writer:
         files.begin(file)
     setup_lib.barrier()  # all processes read what the writer keeps
-    if files.read_manifest(out)["finished"]:
+    if files.read_manifest(out)["finished"] and os.path.exists(out):
         return files.read_manifest(out)["counts"]
+    setup_lib.barrier()
     source = setup_lib.source(setup, path, split, cache)
     with jax.set_mesh(setup.mesh):
         _fill(setup, source, out, seed, path, split)
@@ -71,7 +78,11 @@ def write_samples(
 
 
 def read_samples(path: str) -> dict[str, dict[str, Any]]:
-    """Rows of a finished samples file by instruction id, each field checked."""
+    """Rows of a finished samples file by instruction id, each field checked.
+
+    Of a response: text, finished, and the number of its tokens. Ids and log-probabilities stay on
+    disk, where those who want them find them: they are most of the file.
+    """
     files.need_finished(path, made_by="sample")
     found: dict[str, dict[str, Any]] = {}
     for where, row in files.lines(path, made_by="sample"):
@@ -81,7 +92,18 @@ def read_samples(path: str) -> dict[str, dict[str, Any]]:
         for n, response in enumerate(files.field(where, row, "responses", list)):
             if not isinstance(response, Mapping) or not isinstance(response.get("text"), str):
                 raise ValueError(f"{where}: responses[{n}].text: missing; it must be text.")
-        found[ident] = row
+        found[ident] = {
+            "id": ident,
+            "key": row.get("key") or "",
+            "responses": [
+                {
+                    "text": response["text"],
+                    "finished": bool(response.get("finished", True)),
+                    "tokens": len(response.get("ids") or ()),
+                }
+                for response in row["responses"]
+            ],
+        }
     return found
 
 

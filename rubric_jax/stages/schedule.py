@@ -123,9 +123,12 @@ def stage_config(
 def _ended(stage: config_lib.Config, folder: str, alpha: float) -> str:
     """The directory that the next stage starts from."""
     policy, further = os.path.join(folder, "policy"), os.path.join(folder, "extrapolated")
+    there = os.path.isdir(policy)
+    setup_lib.barrier()  # nobody may write before everybody has looked
+    if not there:
+        training.export(folder, policy + ".part", dtype=stage.model.param_dtype)
     if jax.process_index() == 0:
-        if not os.path.isdir(policy):
-            training.export(folder, policy + ".part")
+        if not there:
             os.replace(policy + ".part", policy)
         if alpha and not os.path.isdir(further):
             vlm = models.build(stage.model.family, policy)

@@ -73,7 +73,7 @@ def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str 
       step: which checkpoint; None = the latest, "best" = by the run's best_metric.
       dtype: float32 or bfloat16; None = as in the checkpoint that the run started from.
 
-    Runs in one process: it holds the parameters once in host memory.
+    Holds the parameters once in the memory of every host; the first process writes.
     """
     file = pathlib.Path(workdir) / "config.json"
     if not file.exists():
@@ -81,7 +81,9 @@ def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str 
     config = config_lib.build(json.loads(file.read_text()))
     directory = models.directory(config.model.checkpoint)
     vlm = models.build(config.model.family, directory)
-    params = checkpoint.params(workdir, step)
+    params = checkpoint.params(workdir, step)  # a collective when several processes run
+    if jax.process_index():
+        return
     with checkpoint.disk_errors(out):
         written = weights.write(out, params, vlm.weights, source=directory, dtype=dtype)
     print(f"{out}: {written} tensors, with config, tokenizer and processor", file=sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
@@ -189,6 +190,13 @@ def abstract(shapes, shardings):
         shapes,
         shardings,
     )
+
+
+def agreed(flag: bool) -> bool:
+    """What the first process says, on all."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
 
 def barrier() -> None:

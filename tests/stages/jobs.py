@@ -58,17 +58,17 @@ def config(**groups) -> config_lib.Config:
     return made
 
 
-def start(job: config_lib.Config, workdir) -> subprocess.Popen:
-    """The run in a process of its own."""
+def start(job: config_lib.Config, workdir, log=None) -> subprocess.Popen:
+    """The run in a process of its own, which talks to WORKDIR.log (or `log`)."""
     arguments = [json.dumps(config_lib.to_dict(job)), str(workdir)]
     # To a file: a pipe that nobody reads would fill up and stop the run.
-    with open(f"{workdir}.log", "wb") as log:
+    with open(log or f"{workdir}.log", "wb") as out:
         return subprocess.Popen(
             [sys.executable, "-c", RUN, *arguments],
             cwd=runs.ROOT,
             env=runs.environment(devices=1),
-            stderr=log,
-            stdout=log,
+            stderr=out,
+            stdout=out,
         )
 
 

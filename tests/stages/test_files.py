@@ -40,9 +40,39 @@ def test_half_a_line_is_cut_off_and_the_rest_kept(tmp_path):
     path.write_bytes(b'{"id": "a"}\n{"id": "b"')
     assert [row["id"] for _, row in files.lines(str(path), made_by="sample")] == ["a"]
     appender = files.Appender(str(path))
-    appender.add([{"id": "é"}])
+    appender.add([{"id": "é \ud83d"}])  # half of a pair, as a tokenizer may give
     appender.close()
-    assert path.read_text().splitlines() == ['{"id": "a"}', '{"id": "é"}']
+    found = [row["id"] for _, row in files.lines(str(path), made_by="sample")]
+    assert found == ["a", "é \ud83d"]
+
+
+def test_a_half_line_that_is_left_out_is_named(tmp_path, caplog):
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b'{"id": "a"}\n{"id": "b"')
+    with caplog.at_level("WARNING", logger="absl"):
+        list(files.lines(str(path), made_by="sample"))
+    assert f"{path}:2: half-written last line" in caplog.text
+
+
+def test_a_whole_last_line_without_its_newline_counts(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(b'{"id": "a"}\n{"id": "b"}')  # as an editor may leave it
+    assert [row["id"] for _, row in files.lines(str(path), made_by="sample")] == ["a", "b"]
+    appender = files.Appender(str(path))
+    appender.add([{"id": "c"}])
+    appender.close()
+    assert path.read_bytes() == b'{"id": "a"}\n{"id": "b"}\n{"id": "c"}\n'
+    path.write_bytes(b'{"id": "a"}')
+    files.Appender(str(path)).close()
+    assert path.read_bytes() == b'{"id": "a"}\n'
+
+
+def test_half_a_surrogate_pair_survives_writing_and_reading(tmp_path):
+    file = _file(tmp_path / "samples.jsonl")
+    files.write_whole(file, [{"text": "\ud83d half"}], {"such": "\ud83d"})
+    ((_, row),) = files.lines(file.path, made_by="sample")
+    assert row == {"text": "\ud83d half"}
+    assert files.read_manifest(file.path)["counts"] == {"such": "\ud83d"}
 
 
 def test_a_long_half_line_is_cut_off_too(tmp_path):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rubric_jax import stages
 from rubric_jax.data import scenes
 from tests.judges import server
 from tests.stages import jobs
+from tests.train import runs
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,77 @@ def test_the_reference_follows_the_rule(done, rule, reference):
     made = stages.Run(config, str(workdir)).training(2)
     assert made.model.checkpoint == str(workdir / "round_1" / "policy")
     assert pathlib.Path(made.model.reference).name == reference
+
+
+def test_a_policy_of_another_training_is_refused_and_its_own_is_kept(done, tmp_path):
+    config, workdir, _ = done
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "round_1" / "train")  # a user makes room
+    record = json.loads((workdir / "round_1" / "policy.json").read_text())
+    text = json.dumps(record).replace(str(workdir), str(tmp_path / "run"))
+    (tmp_path / "run" / "round_1" / "policy.json").write_text(text)
+    assert stages.Run(config, str(tmp_path / "run")).train(1).step == 2
+    assert not (tmp_path / "run" / "round_1" / "train").exists()
+    other = dataclasses.replace(config, optimizer=config_lib.Optimizer(learning_rate=0.5))
+    with pytest.raises(ValueError, match=r"policy was trained differently:\n  optimizer.learn"):
+        stages.Run(other, str(tmp_path / "run")).train(1)
+
+
+def test_pair_accuracy_follows_the_pairs_that_are_named(done, tmp_path):
+    _, workdir, _ = done
+    shutil.copytree(workdir / "base" / "eval", tmp_path / "base" / "eval")
+    shutil.copy(workdir / "rubrics.jsonl", tmp_path)
+    pairs = runs.root() / "data" / "heldout.jsonl"
+    job = stages.Run(jobs.config(evaluation={"pairs": str(pairs)}), str(tmp_path))
+    found = job.eval(0)["measures"]["pair accuracy"]
+    assert (found["mean"], found["n"]) == (0.5, 8)  # of the base against itself
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(line + "\n" for line in pairs.read_text().splitlines()[:4]))
+    (tmp_path / "images").symlink_to(runs.root() / "data" / "images")
+    job = stages.Run(jobs.config(evaluation={"pairs": str(other)}), str(tmp_path))
+    with pytest.raises(ValueError, match=r"pairs.npz was made differently:\n  inputs.pairs"):
+        job.eval(0)
+
+
+def test_the_evaluation_has_an_aggregation_of_its_own(done, tmp_path):
+    _, workdir, _ = done
+    shutil.copytree(workdir / "base", tmp_path / "base")
+    shutil.copy(workdir / "rubrics.jsonl", tmp_path)
+    before = json.loads((workdir / "base" / "eval.json").read_text())
+    config = jobs.config(pair={"aggregation": {"aggregation": "outcome"}})
+    assert stages.Run(config, str(tmp_path)).eval(0)["measures"] == before["measures"]
+    assert before["judge"]["judge"] == "oracle"
+    assert before["aggregation"] == {"aggregation": "weighted_mean"}
+
+
+def test_samples_that_vanished_are_made_again(done, tmp_path):
+    _, workdir, _ = done
+    (tmp_path / "round_1").mkdir()
+    shutil.copy(workdir / "round_1" / "samples.json", tmp_path / "round_1")
+    stages.Run(jobs.config(), str(tmp_path)).sample(1)
+    samples = tmp_path / "round_1" / "samples.jsonl"
+    assert samples.read_bytes() == (workdir / "round_1" / "samples.jsonl").read_bytes()
+
+
+def test_pairs_know_the_instructions_they_were_made_from(done, tmp_path):
+    """A reference response is part of the instructions, not of what was judged."""
+    _, workdir, _ = done
+    shutil.copytree(workdir / "round_1", tmp_path / "round_1")
+    changed = [row | {"reference": "another ."} for row in rows(jobs.pool() / "instructions.jsonl")]
+    path = jobs.pool() / "references.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    with pytest.raises(ValueError, match=r"pairs.jsonl was made differently:\n  inputs.instr"):
+        stages.Run(jobs.config(pool={"path": str(path)}), str(tmp_path)).pair(1)
+
+
+def test_lists_have_as_many_branches_as_the_policy_has_responses():
+    recipe = {"recipe": "listwise", "count": 0}
+    config = jobs.config(
+        pair={"recipe": recipe, "other": str(runs.root() / "model")},
+        objective={"plackett_luce": {"branches": "response_*"}},
+    )
+    job = stages.Run(config, "nowhere")
+    assert job.training_data().branches == ("response_0", "response_1", "response_2")
 
 
 # Wrong input.
@@ -238,6 +311,37 @@ def test_killed_in_every_stage_a_run_ends_the_same(tmp_path):
     assert a.keys() == b.keys()
     different = [name for name in a if a[name] != b[name]]
     assert not different
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_pipeline_together(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    mesh = {"data": 2, "distributed": True, "processes": 2, "coordinator": f"localhost:{port}"}
+    common = {"rounds": {"count": 1}, "sample": {"batch_size": 4}}
+    one = jobs.config(**common, mesh={"data": 1})
+    two = [jobs.config(**common, mesh={**mesh, "process": i}) for i in (0, 1)]
+    (tmp_path / "two").mkdir()
+    both = [
+        jobs.start(config, tmp_path / "two", log=f"{tmp_path}/{i}") for i, config in enumerate(two)
+    ]
+    jobs.finish(one, tmp_path / "one")
+    for i, process in enumerate(both):
+        process.wait(300)
+        assert process.returncode == 0, pathlib.Path(f"{tmp_path}/{i}").read_text()[-3000:]
+    a, b = jobs.outcome(tmp_path / "one"), jobs.outcome(tmp_path / "two")
+    assert a.keys() == b.keys()
+    texts = [
+        [
+            r["text"]
+            for row in rows(tmp_path / name / "round_1" / "samples.jsonl")
+            for r in row["responses"]
+        ]
+        for name in ("one", "two")
+    ]
+    assert np.mean([x == y for x, y in zip(*texts, strict=True)]) > 0.9  # but for rounding
+    assert (tmp_path / "two" / "report.html").exists()
 
 
 def _lines(path: pathlib.Path) -> int:
