@@ -1,0 +1,32 @@
+"""RRPO: DPO on the spans that differ, and a divergence per token on the chosen answer.
+
+  python -m rubric_jax train --config=configs/zoo/rrpo.py --config.model.checkpoint=DIR \
+      --config.data.path=prefs.jsonl --workdir=RUN
+
+Its equation: -log sigma(beta u) + alpha sum_t KL(reference || policy), u over the differing spans;
+here u runs over the whole answers. Columns: chosen, rejected, images (frames). Values of
+LLaVA-Video.
+
+The sign of the divergence is the code's; the whole model is trained, not LoRA.
+"""
+
+from configs import llava
+
+METHOD = {
+    "row": 53,
+    "name": "RRPO",
+    "paper": "arXiv:2504.12083",
+    "status": "partial",
+    "missing": "log-ratios of the differing spans alone (data have no column for token weights)",
+}
+
+
+def get_config():
+    config = llava.get_config()
+    config.objective = {
+        "dpo": {"win": "chosen", "lose": "rejected", "beta": 0.1},
+        "token_kl": {"weight": 0.01, "on": "chosen"},
+    }
+    config.optimizer.learning_rate = 5e-6
+    config.train.reference = "step"
+    return config
