@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -86,15 +87,13 @@ def words(prompt: str | list) -> str:
 
 
 def _instruction(row: reading.Row, record: Mapping[str, Any]) -> Instruction:
-    for field in ("answer", "reference", "source"):
-        if not isinstance(record.get(field) or "", str | int | float):
-            raise row.error(field, f"is {record[field]!r}; it must be text.")
-    text = {f: str(record[f]) for f in ("answer", "reference", "source") if record.get(f)}
+    text = {f: _text(row, f, record.get(f)) for f in ("answer", "reference", "source")}
     candidates = record.get("candidates") or ()
     if not isinstance(candidates, list | tuple) or not all(isinstance(c, str) for c in candidates):
         raise row.error("candidates", f"is {candidates!r}; it must be a list of texts.")
-    if not isinstance(record.get("facts") or {}, Mapping):
-        raise row.error("facts", f"is {record['facts']!r}; it must be an object.")
+    facts = record.get("facts")
+    if facts is not None and not isinstance(facts, Mapping):
+        raise row.error("facts", f"is {facts!r}; it must be an object.")
     return Instruction(
         id=row.id,
         where=f"{row.file}:{row.number}",
@@ -102,6 +101,15 @@ def _instruction(row: reading.Row, record: Mapping[str, Any]) -> Instruction:
         text=words(row.prompt),
         images=row.images[types.CLEAN],
         candidates=tuple(candidates),
-        facts=record.get("facts"),
+        facts=facts,
         **text,
     )
+
+
+def _text(row: reading.Row, field: str, value: Any) -> str:
+    """Text, or a number as text; "" for nothing. Columns with gaps hold 2.0 for 2, NaN for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str | int | float):
+        raise row.error(field, f"is {value!r}; it must be text.")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -8,6 +8,7 @@ pairs     implicit rewards on held-out preference data: accuracy and margin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,10 +42,21 @@ def measure(
     return found
 
 
-def check(names: Sequence[str]) -> None:
-    """Raises ValueError for an unknown evaluation."""
+def check(names: Sequence[str], pattern: str = "") -> None:
+    """Raises ValueError for an unknown evaluation, or a pattern without its one group."""
     for name in names:
         config.bind(EVALS, name, {"pattern": ""}, what="evaluation")
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(
+            f"config.evaluation.pattern is {pattern!r}, no regular expression: {error}."
+        ) from None
+    if pattern and groups != 1:
+        raise ValueError(
+            f"config.evaluation.pattern is {pattern!r} with {groups} groups; it needs one, around "
+            "the final answer."
+        )
 
 
 __all__ = ["EVALS", "Interval", "check", "implicit", "interval", "mean_of", "measure"]

@@ -31,6 +31,9 @@ JUDGES: dict[str, Callable[..., Judge]] = {
     "vlm_holistic": vlm.vlm_holistic,
 }
 
+# Building the others touches neither disk nor network; these would fetch and read a checkpoint.
+_CHECKS: dict[str, Callable[..., None]] = {"vlm": vlm.check, "vlm_holistic": vlm.check}
+
 
 def build(spec: Mapping[str, Any]) -> Judge:
     """The judge of a config: {"judge": name, **knobs}; ValueError names what is wrong."""
@@ -39,9 +42,18 @@ def build(spec: Mapping[str, Any]) -> Judge:
 
 
 def check(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs of a judge's spec; ValueError for an unknown judge or knob. Loads nothing."""
+    """The knobs of a judge's spec. Loads nothing and asks nobody.
+
+    Raises ValueError for an unknown judge or knob, and a knob's type or value.
+    """
     knobs = dict(spec)
-    config.bind(JUDGES, knobs.pop("judge", ""), knobs, what="judge")
+    name = knobs.pop("judge", "")
+    function = config.bind(JUDGES, name, knobs, what="judge")
+    knobs = config.check(function, knobs, what=f"judge {name!r}")
+    try:
+        _CHECKS.get(name, function)(**knobs)
+    except ValueError as error:
+        raise ValueError(f"judge {name!r}: {error}") from error
     return knobs
 
 

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,20 @@ from rubric_jax.judges import verdicts
 
 _FATAL = (401, 403, 404)
 _AGAIN = (408, 409, 425, 429)
+_HALF = re.compile("[\ud800-\udfff]")
 _INLINE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+
+
+_AT_LEAST = {
+    "max_tokens": 0,
+    "concurrency": 1,
+    "retries": 0,
+    "backoff": 0,
+    "max_backoff": 0,
+    "give_up_after": 1,
+    "prompt_price": 0,
+    "completion_price": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +72,22 @@ class Server:
     def __post_init__(self):
         if not self.model or not self.base_url:
             raise ValueError("A judge needs a model and a base_url, such as http://host:8000/v1.")
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"base_url is {self.base_url!r}; it must begin with http:// or https://."
+            )
         choices = ("json_schema", "json_object", "none")
         if self.structured not in choices:
             raise ValueError(f"structured is {self.structured!r}; one of {', '.join(choices)}.")
-        for name, least in (("concurrency", 1), ("retries", 0), ("give_up_after", 1)):
-            if getattr(self, name) < least:
+        for name, least in _AT_LEAST.items():
+            if not getattr(self, name) >= least:  # NaN is not
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout is {self.timeout}; it must be above 0.")
 
 
 def server(model: str, base_url: str, fields: Mapping[str, Any] | None) -> Server:
-    """A Server of a config's fields; ValueError names an unknown one."""
+    """A Server of a config's fields; ValueError names an unknown one, or one of a wrong type."""
     fields = dict(fields or {})
     known = Server.__dataclass_fields__
     for name in fields:
@@ -76,6 +96,7 @@ def server(model: str, base_url: str, fields: Mapping[str, Any] | None) -> Serve
             raise ValueError(
                 f"A server has no field {name!r}; it must be {config_lib.one_of(name, options)}"
             )
+    fields = config_lib.check(Server, fields, what="server")
     return Server(model=model, base_url=base_url, **fields)
 
 
@@ -88,7 +109,7 @@ class Reply:
     completion_tokens: int
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return json.dumps(dataclasses.asdict(self))  # ASCII: half a surrogate pair has no UTF-8
 
     @classmethod
     def from_json(cls, text: str) -> Reply:
@@ -162,7 +183,10 @@ class Client:
             options["response_format"] = {"type": "json_object"}
         try:
             raw = self._client.chat.completions.with_raw_response.create(
-                model=server.model, messages=messages, extra_body=dict(server.extra), **options
+                model=server.model,
+                messages=_sendable(messages),
+                extra_body=dict(server.extra),
+                **options,
             )
         except openai.APITimeoutError:
             raise _Again("timeout", f"no answer within {server.timeout:g} s") from None
@@ -228,6 +252,15 @@ def image_url(data: bytes) -> str:
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise Failed(f"an image that cannot be read ({error}); replace it", {}) from None
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _sendable(value: Any) -> Any:
+    """The value with U+FFFD for every half of a surrogate pair, which has no UTF-8."""
+    if isinstance(value, str):
+        return value if value.isascii() else _HALF.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, Mapping):
+        return {key: _sendable(inner) for key, inner in value.items()}
+    return [_sendable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _done(under_way: dict[futures.Future, Any]) -> Iterator[tuple[Any, Any]]:

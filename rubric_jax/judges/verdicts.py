@@ -64,7 +64,7 @@ class Verdict:
     usage: Usage = Usage()
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return json.dumps(dataclasses.asdict(self))  # ASCII: half a surrogate pair has no UTF-8
 
     @classmethod
     def from_json(cls, text: str) -> Verdict:

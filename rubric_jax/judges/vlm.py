@@ -71,8 +71,10 @@ def vlm(
       ValueError: no such checkpoint, or one that cannot be a judge; while judging, an image or a
         text that the processor refuses.
     """
-    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.yes_no, mesh)
     limits = _Limits(batch_size, max_prompt, max_image_pixels)
+    words = {"yes": yes, "no": no}
+    check(checkpoint=checkpoint, family=family, dtype=dtype, mesh=mesh, **words, **limits._asdict())
+    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.yes_no, mesh)
     return _judge("vlm", reader, limits)
 
 
@@ -89,9 +91,41 @@ def vlm_holistic(
     mesh: Mapping[str, int] | None = None,
 ) -> verdicts.Judge:
     """One question about the whole response, without a rubric. Arguments as in `vlm`."""
-    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.holistic_yes_no, mesh)
     limits = _Limits(batch_size, max_prompt, max_image_pixels)
+    words = {"yes": yes, "no": no}
+    check(checkpoint=checkpoint, family=family, dtype=dtype, mesh=mesh, **words, **limits._asdict())
+    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.holistic_yes_no, mesh)
     return _judge("vlm_holistic", reader, limits)._replace(rubric=verdicts.holistic_rubric)
+
+
+def check(
+    *,
+    checkpoint: str,
+    family: str = "llava",
+    dtype: str = "float32",
+    yes: str = "yes",
+    no: str = "no",
+    mesh: Mapping[str, int] | None = None,
+    **limits: int,
+) -> None:
+    """Raises ValueError for a knob of `vlm` out of its range. Reads nothing."""
+    if not checkpoint:
+        raise ValueError("checkpoint is empty; name a Hugging Face directory.")
+    if family not in models.MODELS:
+        raise ValueError(
+            f"family is {family!r}; it must be {config_lib.one_of(family, models.MODELS)}"
+        )
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16.")
+    if not yes.strip() or not no.strip() or yes == no:
+        raise ValueError(f"yes is {yes!r} and no is {no!r}; they cannot be told apart.")
+    for axis in mesh or {}:
+        if axis not in sharding.AXES:
+            options = config_lib.one_of(axis, sharding.AXES)
+            raise ValueError(f"mesh has no axis {axis!r}; it must be {options}")
+    for knob, value in limits.items():
+        if value < 1:
+            raise ValueError(f"{knob} is {value}; it must be at least 1.")
 
 
 @functools.partial(jax.jit, static_argnames=("vlm", "layout"))
@@ -143,13 +177,6 @@ class _Reader:
 
 
 def _reader(checkpoint, family, dtype, words, ask, mesh) -> _Reader:
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16.")
-    mesh = dict(mesh or {})
-    for axis in mesh:
-        if axis not in sharding.AXES:
-            options = config_lib.one_of(axis, sharding.AXES)
-            raise ValueError(f"mesh has no axis {axis!r}; it must be {options}")
     directory = models.directory(checkpoint)
     reader = _Reader(
         directory=directory,
@@ -157,7 +184,7 @@ def _reader(checkpoint, family, dtype, words, ask, mesh) -> _Reader:
         asker=questions.Asker(processing.load(str(directory)), words, ask),
         dtype=dtype,
         # Every process judges requests of its own.
-        mesh=sharding.make(config_lib.Mesh(**mesh), jax.local_devices()),
+        mesh=sharding.make(config_lib.Mesh(**(mesh or {})), jax.local_devices()),
     )
     try:
         reader.asker.answers  # noqa: B018  (raises where there are none)
@@ -167,9 +194,6 @@ def _reader(checkpoint, family, dtype, words, ask, mesh) -> _Reader:
 
 
 def _judge(name: str, reader: _Reader, limits: _Limits) -> verdicts.Judge:
-    for knob, least in (("batch_size", 1), ("max_prompt", 1), ("max_image_pixels", 1)):
-        if getattr(limits, knob) < least:
-            raise ValueError(f"{knob} is {getattr(limits, knob)}; it must be at least {least}.")
     identity = verdicts.Identity(
         name,
         weights.fingerprint(reader.directory, reader.vlm.weights),

@@ -14,7 +14,7 @@ from typing import Any
 from rubric_jax import config
 from rubric_jax.data import instructions, scenes
 from rubric_jax.judges import client, oracle, verdicts, writer
-from rubric_jax.rubrics import templates
+from rubric_jax.rubrics import records, templates
 
 Instructions = Iterable[instructions.Instruction]
 Written = Iterator[tuple[instructions.Instruction, writer.Written]]
@@ -74,8 +74,60 @@ WRITERS: dict[str, Callable[..., Written]] = {
 }
 
 
+def check(spec: Mapping[str, Any], axes: Sequence[str]) -> None:
+    """Raises ValueError for a spec that cannot write. Reads the template, and asks nobody.
+
+    Unknown are writers, knobs and templates; wrong are types and values of knobs, a server without
+    model or address, and criteria for axes that the run (`axes`, empty = any) does not have.
+    """
+    knobs = build(spec).keywords
+    name = spec["writer"]
+    try:
+        _CHECKS[name](axes, **knobs)
+    except ValueError as error:
+        raise ValueError(f"rubric writer {name!r}: {error}") from error
+
+
+def _check_oracle(axes: Sequence[str]) -> None:
+    _check_axes("it", scenes.AXES, axes)
+
+
+def _check_template(axes: Sequence[str], *, template: str) -> None:
+    common = templates.load(template)
+    _check_axes(f"the template {template!r}", records.axes_of([common]), axes)
+
+
+def _check_server(axes: Sequence[str], *, model, base_url, server=None, **knobs) -> None:
+    client.server(model, base_url, server)
+    for knob, least in (("reasks", 0), ("most", 1)):
+        if knobs.get(knob, least) < least:
+            raise ValueError(f"{knob} is {knobs[knob]}; it must be at least {least}.")
+    if not axes:
+        raise ValueError("it needs the reward axes; name them in config.data.axes.")
+
+
+def _check_axes(what: str, named: Sequence[str], axes: Sequence[str]) -> None:
+    lacking = [axis for axis in named if axis not in axes]
+    if axes and lacking:
+        raise ValueError(
+            f"{what} has criteria for {', '.join(named)}, and config.data.axes "
+            f"({', '.join(axes)}) lacks {', '.join(lacking)}. Add these, leave config.data.axes "
+            "empty, or take another writer or template."
+        )
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "oracle": _check_oracle,
+    "template": _check_template,
+    "openai": _check_server,
+}
+
+
 def build(spec: Mapping[str, Any]) -> Callable[[Instructions, Sequence[str]], Written]:
     """The writer of a config: {"writer": name, **knobs}; ValueError names what is wrong."""
     knobs = dict(spec)
     name = knobs.pop("writer", "")
-    return functools.partial(config.bind(WRITERS, name, knobs, what="rubric writer"), **knobs)
+    function = config.bind(WRITERS, name, knobs, what="rubric writer")
+    return functools.partial(
+        function, **config.check(function, knobs, what=f"rubric writer {name!r}")
+    )

@@ -19,6 +19,8 @@ import numpy as np
 
 from rubric_jax.rubrics import aggregation, arrays, records
 
+_ROUNDING = 1e-6  # of float32 means
+
 CONTINUED = "continued"  # the policy of responses that were continued without the picture
 
 
@@ -153,9 +155,20 @@ def extend(group: Group, responses: Sequence[Response]) -> Group:
 
 
 def rewards_of(group: Group, k: int, axes: Sequence[str]) -> dict[str, float]:
-    """Rewards of response k on the axes that its rubric knows."""
-    return {
-        axis: float(np.clip(group.axes[k, a], 0.0, 1.0))
-        for a, axis in enumerate(axes)
-        if group.known[a] and group.valid[k]
-    }
+    """Rewards of response k on the axes that its rubric knows: labels of training data.
+
+    Raises:
+      ValueError: one outside [0, 1], which training does not take.
+    """
+    found = {}
+    for a, axis in enumerate(axes):
+        if group.known[a] and group.valid[k]:
+            reward = float(group.axes[k, a])
+            if not -_ROUNDING <= reward <= 1 + _ROUNDING:
+                raise ValueError(
+                    f"{group.id!r}: response {k} has the reward {reward:g} on the axis {axis!r}, "
+                    "and rewards of training data are in [0, 1]. Aggregations such as "
+                    "signed_points give others; take weighted_mean as config.pair.aggregation."
+                )
+            found[axis] = min(max(reward, 0.0), 1.0)
+    return found

@@ -19,9 +19,11 @@ EQUAL = "all responses equal"
 NO_AXIS = "no axis favours the chosen response"
 NO_REFERENCE = "no reference response"
 CUT_OFF = "response cut off before its end"
+PLACEHOLDER = "response with an image placeholder"
 UNJUDGED = "response without a complete verdict"
 
 OWN = ("",)
+_IMAGE = "<image>"  # only a prompt may hold it; training refuses a response that does
 
 # Gives the rows of a group, at least one, or the reason why there is none; counts what it leaves
 # out.
@@ -40,11 +42,23 @@ def mine(groups: Sequence[groups_lib.Group], each: Each) -> groups_lib.Mined:
             raise ValueError(f"Two groups have the id {group.id!r}; give every instance its own.")
         seen.add(group.id)
         found = each(group, mined.left_out)
+        if not isinstance(found, str):
+            found = _without_placeholders(found, mined.left_out)
         if isinstance(found, str):
             mined.reasons[group.id] = found
         else:
             mined.rows += found
     return mined
+
+
+def _without_placeholders(
+    rows: list[groups_lib.Row], left_out: collections.Counter
+) -> list[groups_lib.Row] | str:
+    """Rows of which no text, such as a reference, holds an image placeholder."""
+    kept = [row for row in rows if not any(_IMAGE in text for text in row.branches.values())]
+    if len(kept) < len(rows):
+        left_out[PLACEHOLDER] += len(rows) - len(kept)
+    return kept or PLACEHOLDER
 
 
 def draws(seed: int, name: str) -> random.Random:
@@ -78,6 +92,8 @@ def usable(
         words = tuple(response.text.split())
         if not words:
             left_out["empty response"] += 1
+        elif _IMAGE in response.text:
+            left_out[PLACEHOLDER] += 1
         elif finished and not response.finished:
             left_out[CUT_OFF] += 1
         elif judged and not group.valid[k]:

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from rubric_jax.rubrics import pool
+
 
 class Row(NamedTuple):
     where: str  # 'file:line'
@@ -29,7 +31,7 @@ def lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip() and not _half(line):
+            if line.strip() and not pool.half_written(line):
                 yield f"{path}:{number}", line
 
 
@@ -41,7 +43,7 @@ def ends_half_written(path: pathlib.Path) -> bool:
     with path.open("rb") as file:
         for line in file:
             last = line
-    return bool(last.strip()) and _half(last)
+    return pool.half_written(last)
 
 
 def row(where: str, line: bytes) -> Row:
@@ -67,16 +69,6 @@ def numbers(values: Any) -> dict[str, float]:
     """What of a mapping is a number."""
     values = values if isinstance(values, Mapping) else {}
     return {str(k): number(v) for k, v in values.items() if number(v) is not None}
-
-
-def _half(line: bytes) -> bool:
-    if line.endswith(b"\n"):
-        return False
-    try:
-        json.loads(line)
-    except ValueError:  # covers broken UTF-8 too
-        return True
-    return False
 
 
 def _object(where: str, text: bytes) -> dict[str, Any]:

@@ -50,6 +50,17 @@ def load(path: str, *, axes: Sequence[str] = ()) -> Pool:
         return _parse(path, file.read(), axes)
 
 
+def half_written(line: bytes) -> bool:
+    """Whether a kill cut this last line of a JSON Lines file short: no newline, and not JSON."""
+    if line.endswith(b"\n") or not line.strip():
+        return False
+    try:
+        json.loads(line)
+    except ValueError:  # covers broken UTF-8 too
+        return True
+    return False
+
+
 def append(path: str, rubrics: Iterable[records.Rubric]) -> int:
     """Adds the rubrics of instances that the pool has none of; returns how many were added.
 
@@ -103,12 +114,7 @@ def _catch_up(path: str, file, keys: set[str], end: int) -> tuple[set[str], int]
 def _split_tail(data: bytes) -> tuple[bytes, bytes]:
     """(whole lines, half-written last line). A last line without its newline may be whole."""
     head, newline, tail = data.rpartition(b"\n")
-    if tail.strip():
-        try:
-            json.loads(tail)
-        except ValueError:  # covers broken UTF-8 too
-            return head + newline, tail
-    return data, b""
+    return (head + newline, tail) if half_written(tail) else (data, b"")
 
 
 def _parse(path: str, data: bytes, axes: Sequence[str], first: int | None = 1) -> Pool:

@@ -166,7 +166,7 @@ def to_json(rubric: Rubric) -> str:
         | {"scale": criterion.scale}
         for criterion in rubric.criteria
     ]
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
 
 
 def _unknown_axis(criterion: Criterion, axes: Sequence[str]) -> str:

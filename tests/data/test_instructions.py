@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pytest
 
 from rubric_jax import config as config_lib
@@ -43,6 +44,24 @@ def test_a_row_has_its_text_and_the_key_of_its_content(pool):
     assert first.instance().images == (picture,)
 
 
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(0, "0"), (0.0, "0"), (2.0, "2"), (2.5, "2.5"), (float("nan"), ""), (None, ""), ("", "")],
+)
+def test_numbers_are_answers_too(pool, answer, text):
+    root, rows = pool
+    (found,) = instructions.read(_write(root, [dict(rows[0], answer=answer)]))
+    assert found.answer == text
+
+
+def test_a_column_of_numbers_with_gaps_keeps_its_numbers(pool):
+    root, rows = pool
+    frame = pd.DataFrame([dict(rows[0], answer=0), dict(rows[1], answer=None)])
+    frame.to_parquet(root / "data" / "pool.parquet")
+    found = list(instructions.read(str(root / "data" / "pool.parquet")))
+    assert [task.answer for task in found] == ["0", ""]
+
+
 def test_several_turns_are_told_apart():
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"}]
     assert instructions.words(turns) == "system: Be brief.\nuser: Hi?"
@@ -55,6 +74,7 @@ def test_several_turns_are_told_apart():
         ({"candidates": "one"}, r"pool.jsonl:1: candidates: is 'one'; it must be a list"),
         ({"answer": ["a"]}, r"pool.jsonl:1: answer: is \['a'\]; it must be text"),
         ({"facts": "x"}, r"pool.jsonl:1: facts: is 'x'"),
+        ({"facts": 0}, r"pool.jsonl:1: facts: is 0"),
         ({"prompt": None}, r"pool.jsonl:1: prompt: the row has neither"),
         ({"images": ["no.png"]}, r"pool.jsonl:1: images: no image at"),
     ],

@@ -85,6 +85,21 @@ def test_every_evaluation_gives_one_number_per_group(name):
     assert all(v.shape == (0,) for v in evals.measure([name], [], toy.AXES).values())
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", r"pattern is '\('.* regular expression"),
+        ("answer", r"pattern is 'answer'.* group"),
+        ("(a)|(b)", r"pattern is '\(a\)\|\(b\)'.* group"),
+    ],
+)
+def test_a_pattern_that_finds_no_answer_is_refused_before_anything_is_measured(pattern, message):
+    evals.check(["answers"])
+    evals.check(["answers"], r"is (\w+)")
+    with pytest.raises(ValueError, match=message):
+        evals.check(["answers"], pattern)
+
+
 def test_an_unknown_evaluation_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"Unknown evaluation 'reward'.*Did you mean 'rewards'"):
         evals.check(["reward"])

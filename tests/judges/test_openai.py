@@ -324,6 +324,40 @@ def test_a_broken_image_fails_its_own_verdict_only(server, store):
     assert "image that cannot be read" in found["bad"].problems[0]
 
 
+# Half a surrogate pair: valid in JSON, and without a form in UTF-8.
+
+
+def half_in_a_reason(body):
+    return json.dumps(
+        {i: {"reason": "\ud83d half", "score": 1} for i in server_lib.criteria_of(body)}
+    )
+
+
+def half_in_the_text(body):
+    return "I see \ud83d. " + answer_all(1)(body)
+
+
+@pytest.mark.parametrize("behaviour", [half_in_a_reason, half_in_the_text])
+@pytest.mark.parametrize("votes", [1, 2])
+def test_half_a_surrogate_pair_in_an_answer_is_stored_and_read_again(
+    server, store, behaviour, votes
+):
+    server.default = behaviour
+    verdict, _ = one(server, store, votes=votes)
+    assert verdict.status == "scored"
+    again, tally = one(server, store, votes=votes)  # a second start
+    assert (again, tally.from_store) == (verdict, 1)
+    assert len(server.calls) == votes
+
+
+def test_half_a_surrogate_pair_in_a_response_is_sent_as_a_replacement(server, store):
+    found, _ = judges.collect(judge(server), [toy.request(0, "two \ud83d .")], store)
+    assert found["r0"].status == "scored"
+    assert (
+        "two \N{REPLACEMENT CHARACTER} ." in server.calls[0]["messages"][-1]["content"][-1]["text"]
+    )
+
+
 # Crashes.
 
 
@@ -397,16 +431,34 @@ def test_another_model_prompt_or_setting_is_another_verdict(server, store, monke
         ({"server": {"time_out": 1}}, "no field 'time_out'.*Did you mean 'timeout'"),
         ({"server": {"concurrency": 0}}, "concurrency is 0"),
         ({"model": ""}, "needs a model and a base_url"),
+        ({"model": 7}, "judge 'openai': model is 7; it should be a valid string"),
+        ({"base_url": "x:8000"}, "judge 'openai': base_url is 'x:8000'; it must begin with http"),
+        ({"votes": "3"}, "judge 'openai': votes is '3'; it should be a valid integer"),
+        ({"server": {"concurrency": "8"}}, "judge 'openai': server: concurrency is '8'"),
+        ({"server": {"timeout": 0}}, "timeout is 0.0; it must be above 0"),
+        ({"server": {"backoff": float("nan")}}, "backoff is nan; it must be at least 0"),
     ],
 )
 def test_a_wrong_config_is_refused_before_any_call(knobs, message):
     spec = {"judge": "openai", "model": "m", "base_url": "http://x/v1", **knobs}
     with pytest.raises(ValueError, match=message):
+        judges.check(spec)
+    with pytest.raises(ValueError, match=message):
         judges.build(spec)
 
 
+def test_a_check_asks_nobody(server):
+    judges.check({"judge": "openai", "model": "m", "base_url": server.url})
+    assert server.calls == []
+
+
+def test_a_judge_without_its_server_names_what_is_missing():
+    with pytest.raises(ValueError, match=r"judge 'openai' needs the knob\(s\) model, base_url"):
+        judges.check({"judge": "openai"})
+
+
 def test_every_judge_is_a_value_with_an_identity():
-    for name in judges.JUDGES:
+    for name in set(judges.JUDGES) - {"vlm", "vlm_holistic"}:  # these read a checkpoint
         extra = {"model": "m", "base_url": "http://x/v1"} if "openai" in name else {}
         assert judges.build({"judge": name, **extra}).identity.judge == name
     assert verdicts.no_journal(toy.request(0)) == {}

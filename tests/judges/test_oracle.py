@@ -121,6 +121,14 @@ def test_a_rubric_without_facts_is_refused():
         judged(oracle.oracle(), [toy.request(TWO, rubric=plain)])
 
 
-def test_noise_must_be_a_share():
-    with pytest.raises(ValueError, match=r"noise is 1.5; it must be in \[0, 1\]"):
-        judges.build({"judge": "oracle", "noise": 1.5})
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (1.5, r"judge 'oracle': .*noise is 1.5; it must be in \[0, 1\]"),
+        ("a", r"judge 'oracle': noise is 'a'; it should be a valid number"),
+        (True, r"judge 'oracle': noise is True"),
+    ],
+)
+def test_noise_must_be_a_share(noise, message):
+    with pytest.raises(ValueError, match=message):
+        judges.check({"judge": "oracle", "noise": noise})

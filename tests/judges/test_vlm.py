@@ -361,12 +361,21 @@ def test_scores_that_are_no_numbers_are_no_scores():
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"mesh": {"rows": 2}}, "mesh has no axis 'rows'"),
         ({"family": "lava"}, "llava"),
+        ({"batch_size": "8"}, "judge 'vlm': batch_size is '8'"),
+        ({"no": " "}, "cannot be told apart"),
+        ({"checkpoint": ""}, "checkpoint is empty"),
         ({"checkpoint": "./nowhere"}, "no such directory"),
     ],
 )
 def test_knobs_that_cannot_be_are_refused_before_any_weight_is_read(checkpoint, knobs, message):
     with pytest.raises(ValueError, match=message):
         judges.build({"judge": "vlm", "checkpoint": str(checkpoint), **knobs})
+
+
+def test_a_check_reads_no_checkpoint():
+    assert judges.check({"judge": "vlm", "checkpoint": "./nowhere"})["checkpoint"] == "./nowhere"
+    with pytest.raises(ValueError, match="judge 'vlm_holistic': max_prompt is 0"):
+        judges.check({"judge": "vlm_holistic", "checkpoint": "./nowhere", "max_prompt": 0})
 
 
 def test_a_checkpoint_without_a_chat_template_cannot_judge(checkpoint, tmp_path):

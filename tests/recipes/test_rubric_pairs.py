@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rubric_jax.recipes import pairing, rubric
+from rubric_jax import evals
+from rubric_jax.recipes import controls, pairing, rubric
+from rubric_jax.rubrics import aggregation, records
 from tests.recipes import toy
 
 # The totals of the module's docstring: 1, .875, .25, 0.
@@ -98,6 +100,57 @@ def test_reuse_lets_a_response_stand_in_more_pairs():
     twice = toy.samples(mine(group, pairs=9, reuse=2))
     assert twice == [(0, 3), (1, 3), (0, 2), (1, 2)]  # gaps 1, .875, .75, .625
     assert toy.samples(mine(group, pairs=1)) == [(0, 3)]
+
+
+def test_a_response_with_an_image_placeholder_is_left_out_and_counted():
+    group = toy.group(
+        [
+            toy.response("see <image> here", (1, 1)),
+            toy.response("good", (1, 0)),
+            toy.response("bad", (0, 0)),
+        ]
+    )
+    mined = mine(group)
+    assert toy.samples(mined) == [(1, 2)]
+    assert mined.left_out == {pairing.PLACEHOLDER: 1}
+
+
+def test_a_reference_with_an_image_placeholder_makes_no_row():
+    responses = toy.scored((1, 0), (0, 0))
+    groups = [
+        toy.group(responses, reference="as in <image> .", name="a"),
+        toy.group(responses, reference="two .", name="b"),
+    ]
+    mined = mine(*groups, recipe=controls.reference_pairs)
+    assert [row.group for row in mined.rows] == ["b"]
+    assert mined.reasons == {"a": pairing.PLACEHOLDER}
+    assert mined.left_out == {pairing.PLACEHOLDER: 1}
+
+
+def test_labels_outside_0_and_1_are_refused_and_rounding_is_not():
+    penalty = records.parse(
+        {
+            "key": "k",
+            "criteria": [
+                {"id": "answer", "text": "t", "kind": "essential", "weight": 1, "axis": "x"},
+                {"id": "style", "text": "t", "kind": "additional", "weight": 2, "axis": "x"}
+                | {"penalty": True},
+            ],
+        },
+        where="toy",
+    )
+    made = {"rubric": penalty, "axes": ("x",), "aggregate": aggregation.signed_points}
+    # Points earned over positive points: (1 - 0) / 1, (1 - 2) / 1.
+    group = toy.group(toy.scored((1, 0), (1, 1)), **made)
+    with pytest.raises(
+        ValueError, match=r"'g': response 1 has the reward -1 on the axis 'x'.*sign"
+    ):
+        mine(group, axes=("x",))
+    found = evals.measure(["rewards"], [group], ("x",))  # where they may be anything
+    assert found["reward/x"][0] == 0.0
+    group = dataclasses.replace(group, axes=np.array([[1 + 2e-7], [-2e-7]]))
+    (row,) = mine(group, axes=("x",)).rows
+    assert row.rewards == {"chosen": {"x": 1.0}, "rejected": {"x": 0.0}}
 
 
 def test_cut_and_unjudged_and_empty_and_repeated_responses_are_left_out_and_counted():
