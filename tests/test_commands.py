@@ -133,7 +133,7 @@ MISTAKES = {
     ),
     "no server": (
         ["run", "--config=configs/rdpo_llava.py", "--config.pool.path=no.jsonl", "--workdir=W"],
-        r"error: No data at 'no.jsonl'",
+        r"error: judge 'openai': A judge needs a model and a base_url",
     ),
     "round 0": (
         ["sample", "--config=configs/rdpo_llava.py", "--workdir=W", "--round=0"],
