@@ -35,6 +35,18 @@ def good(body):
     )
 
 
+def poor(body):
+    """The worst score on every criterion."""
+    schema = body["response_format"]["json_schema"]["schema"]["properties"]
+    worst = {"number": 0, "boolean": False, "integer": 1}
+    return json.dumps(
+        {
+            ident: {"reason": "seen", "score": worst[entry["properties"]["score"]["type"]]}
+            for ident, entry in schema.items()
+        }
+    )
+
+
 class Server:
     def __init__(self, default=good):
         self.default, self.calls, self._script = default, [], []

@@ -46,7 +46,7 @@ def config(**groups) -> config_lib.Config:
         ),
         sample=config_lib.Sample(count=3, temperature=1.0, top_k=0, tokens=6, batch_size=8),
         judging=config_lib.Judging(judge={"judge": "oracle"}),
-        pair=config_lib.Pair(recipe={"recipe": "reference_pairs"}),
+        pair=config_lib.Pair(recipe={"recipe": "reference_pairs", "finished": False}),
         rounds=config_lib.Rounds(count=2),
         evaluation=config_lib.Evaluation(bootstrap=50),
     )

@@ -282,7 +282,7 @@ def test_killed_in_every_stage_a_run_ends_the_same(tmp_path):
     """SIGKILL, again and again: the numbers are those of the run that was left alone, and only what
     was under way when it struck is judged again."""
     run, alone = tmp_path / "killed", tmp_path / "alone"
-    with server.Server() as s:
+    with server.Server(server.poor) as s:
         judge = {"judge": "openai", "model": "m", "base_url": s.url, "server": {"concurrency": 2}}
         # Two batches of samples, so that a kill may come between them.
         config = jobs.config(judging={"judge": judge}, sample={"batch_size": 4})
