@@ -102,5 +102,5 @@ def test_a_pass_that_goes_on_computes_only_batches_that_lack_something(tmp_path,
 
 
 def test_runs_of_steps():
-    assert list(passes._runs([0, 1, 2, 7, 9, 10])) == [(0, 3), (7, 8), (9, 11)]
-    assert list(passes._runs([])) == []
+    assert list(passes.runs([0, 1, 2, 7, 9, 10])) == [(0, 3), (7, 8), (9, 11)]
+    assert list(passes.runs([])) == []
