@@ -58,6 +58,16 @@ def first(driver, selector):
     return driver.find_element("css selector", selector)
 
 
+def click(driver, element):
+    """Items take their height when they come into sight: bring it there before aiming."""
+    driver.execute_async_script(
+        "const [element, done] = arguments; element.scrollIntoView({block: 'center'});"
+        "requestAnimationFrame(() => requestAnimationFrame(done))",
+        element,
+    )
+    element.click()
+
+
 def choose(driver, select, value):
     option = f"#{select} option[value='{value}']"
     first(driver, option).click()
@@ -86,7 +96,7 @@ def test_it_opens_without_horizontal_scrolling(opened):
 
 
 def test_a_cell_says_its_score_criterion_and_reason(opened):
-    all_of(opened, "#list .item")[2].click()
+    click(opened, all_of(opened, "#list .item")[2])
     assert opened.execute_script("return location.hash") == "#instance=scenes-0-2"
     data = "return JSON.parse(document.getElementById('data').textContent)"
     data = opened.execute_script(data)
