@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rubric_jax import types
+from rubric_jax.likelihoods import autoregressive
 
 Array = types.Array
 
@@ -106,7 +107,7 @@ def _sample(vlm, params, batch, seeds, knobs: _Knobs, *, count, length, stop) ->
 
     def body(carry):
         step, states, cache, done, out = carry
-        logits = jnp.einsum("bkd,dv->bkv", states, head, preferred_element_type=jnp.float32)
+        logits = autoregressive.logits(states, head, cap=vlm.logit_cap)
         keys = jax.vmap(jax.vmap(fold_in, (0, None)), (0, None))(streams, step)
         ids = _draw(logits, keys, knobs)
         logps = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]

@@ -33,6 +33,7 @@ from rubric_jax import config as config_lib
 from rubric_jax import models, sharding, types
 from rubric_jax.data import images, processing
 from rubric_jax.judges import prompts, questions, verdicts
+from rubric_jax.likelihoods import autoregressive
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights
 
@@ -145,7 +146,7 @@ def agreement(
     at = jnp.argmax(batch.mask, axis=-1)
     states = jnp.take_along_axis(hidden, at[:, :, None, None], axis=2)[:, :, 0]  # [B, N, D]
     columns = jnp.take(vlm.unembed(params), answers, axis=1)  # [D, 2]
-    logits = jnp.einsum("bnd,da->bna", states, columns, preferred_element_type=jnp.float32)
+    logits = autoregressive.logits(states, columns, cap=vlm.logit_cap)
     return jax.nn.sigmoid(logits[..., 0] - logits[..., 1])
 
 

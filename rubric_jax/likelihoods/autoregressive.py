@@ -12,7 +12,9 @@ from rubric_jax import types
 Array = types.Array
 
 
-def token_logps(hidden: Array, unembedding: Array, ids: Array, *, chunk: int) -> Array:
+def token_logps(
+    hidden: Array, unembedding: Array, ids: Array, *, chunk: int, cap: float = 0.0
+) -> Array:
     """log p(ids | ...) of every response token, in float32.
 
     Works through the response in pieces: the logits of a piece exist while it is computed, and are
@@ -23,14 +25,21 @@ def token_logps(hidden: Array, unembedding: Array, ids: Array, *, chunk: int) ->
       unembedding: [D, V].
       ids: int [B, N, T].
       chunk: response positions per instance (over all branches) whose logits exist at a time.
+      cap: the model's soft cap of logits (models.vlm.VLM.logit_cap); 0 = none.
 
     Returns log-probabilities [B, N, T] in nats.
     """
-    return _in_pieces(lambda h, y: dense(h, unembedding, y), (hidden, ids), chunk)
+    return _in_pieces(lambda h, y: dense(h, unembedding, y, cap=cap), (hidden, ids), chunk)
 
 
 def token_kl(
-    hidden: Array, unembedding: Array, ref_hidden: Array, ref_unembedding: Array, *, chunk: int
+    hidden: Array,
+    unembedding: Array,
+    ref_hidden: Array,
+    ref_unembedding: Array,
+    *,
+    chunk: int,
+    cap: float = 0.0,
 ) -> types.TokenKL:
     """Divergence of policy and reference over the whole vocabulary, at every response token.
 
@@ -39,35 +48,37 @@ def token_kl(
     Args:
       hidden, ref_hidden: the states that predict each token, [B, N, T, D].
       unembedding, ref_unembedding: [D, V].
-      chunk: as in `token_logps`; the logits of both models exist at a time.
+      chunk, cap: as in `token_logps`; the logits of both models exist at a time.
     """
     ref_hidden, ref_unembedding = jax.lax.stop_gradient((ref_hidden, ref_unembedding))
 
     def piece(h: Array, r: Array) -> types.TokenKL:
-        return dense_kl(_logits(h, unembedding), _logits(r, ref_unembedding))
+        return dense_kl(logits(h, unembedding, cap=cap), logits(r, ref_unembedding, cap=cap))
 
     return _in_pieces(piece, (hidden, ref_hidden), chunk)
 
 
-def dense_kl(logits: Array, ref_logits: Array) -> types.TokenKL:
-    """The same from logits [..., V]."""
-    policy, ref = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+def dense_kl(policy: Array, ref: Array) -> types.TokenKL:
+    """The same from logits [..., V] of both."""
+    policy, ref = jax.nn.log_softmax(policy), jax.nn.log_softmax(ref)
     return types.TokenKL(
         forward=jnp.sum(jnp.exp(ref) * (ref - policy), axis=-1),
         reverse=jnp.sum(jnp.exp(policy) * (policy - ref), axis=-1),
     )
 
 
-def dense(hidden: Array, unembedding: Array, ids: Array) -> Array:
-    """The same with all logits at once: hidden [..., D], ids [...] -> [...]."""
-    logits = _logits(hidden, unembedding)
-    chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+def dense(hidden: Array, unembedding: Array, ids: Array, *, cap: float = 0.0) -> Array:
+    """`token_logps` with all logits at once: hidden [..., D], ids [...] -> [...]."""
+    found = logits(hidden, unembedding, cap=cap)
+    chosen = jnp.take_along_axis(found, ids[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(found, axis=-1)
 
 
-def _logits(hidden: Array, unembedding: Array) -> Array:
+def logits(hidden: Array, unembedding: Array, *, cap: float = 0.0) -> Array:
+    """hidden [..., D] -> float32 [..., V]; above 0, `cap` bounds them softly."""
     # float32: bfloat16 keeps 2-3 digits, and a response sums hundreds of terms.
-    return jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+    found = jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+    return cap * jnp.tanh(found / cap) if cap else found
 
 
 def _in_pieces(function: Callable, arrays: tuple[Array, ...], chunk: int):

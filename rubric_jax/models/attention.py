@@ -12,6 +12,10 @@ own branch, and does not come later:
         branch   b     1 1 1 | . . | 1 .
                  b     1 1 1 | . . | 1 1
 
+Two things may change the rule for a family: a window (a token sees only what is fewer than so many
+positions back) and blocks (prefix tokens of one block see each other both ways: a picture, or the
+whole prefix).
+
 `tree` computes this without the zero blocks: queries of a branch meet the prefix and their own
 branch only. `mask` writes the rule out; `dense` is the plain route that tests compare `tree` with.
 
@@ -45,19 +49,30 @@ class Tables(NamedTuple):
     angles: Array  # float32 [R, S, h / 2], rotary angles of the queries
     valid: Array  # bool [R, P], the real tokens of the right-padded prefix
     own: Array  # bool [T', T], which of its own branch's T tokens each of T' queries sees
+    local_angles: Array | None = None  # those of layers with a window, where they differ
+    blocks: Array | None = None  # int32 [R, P], block of each prefix token; -1 = none
 
 
-def tree(q: Array, k: Array, v: Array, cache: None, tables: Tables) -> tuple[Array, None]:
-    """Training: q [R, S, H, h], k and v [R, S, J, h] -> [R, S, H, h]."""
-    out, _ = prefill(q, k, v, cache, tables)
+class Kind(NamedTuple):
+    """How a family's layers score: static but for the window, which may differ by layer."""
+
+    scale: float  # of the scores
+    cap: float = 0.0  # scores are cap * tanh(score / cap); 0 = as they are
+    window: Array | None = None  # int32 scalar, positions; 0 = all; None = no layer has one
+
+
+def tree(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
+    """Training: q [R, S, H, h], k and v [R, S, J, h] -> ([R, S, H, h], None)."""
+    out, _ = prefill(q, k, v, cache, tables, kind)
     return out, None
 
 
-def prefill(q: Array, k: Array, v: Array, cache: None, tables: Tables):
+def prefill(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
     """As `tree`, and returns the prefix's keys and values [R, P, J, h] for later steps."""
     prefix = tables.valid.shape[1]
-    causal = jnp.tri(prefix, dtype=bool)[None]  # padding comes last, so no real token sees it
-    out = _attend(q[:, :prefix], k[:, :prefix], v[:, :prefix], causal)
+    # Padding comes last and is in no block, so no real token sees it.
+    keep = _prefix_mask(prefix, tables.blocks, kind.window)
+    out = _attend(q[:, :prefix], k[:, :prefix], v[:, :prefix], keep, kind)
     kv = k[:, :prefix], v[:, :prefix]
     if q.shape[1] == prefix:
         return out, kv
@@ -65,30 +80,40 @@ def prefill(q: Array, k: Array, v: Array, cache: None, tables: Tables):
     q, k, v = (
         x[:, prefix:].reshape(x.shape[0], -1, length, *x.shape[2:]) for x in (q, k, v)
     )  # [R, N, T, heads, h]
-    branches = _branches(q, *kv, k, v, tables)
+    branches = _branches(q, *kv, k, v, tables, kind)
     return jnp.concatenate([out, branches.reshape(out.shape[0], -1, *out.shape[2:])], axis=1), kv
 
 
-def decode(q: Array, k: Array, v: Array, cache: Cache, tables: Tables) -> tuple[Array, Cache]:
-    """One token per branch: q [R, N, H, h], k and v [R, N, J, h]; tables.own tells the step."""
+def decode(q: Array, k: Array, v: Array, cache: Cache, tables: Tables, kind: Kind):
+    """One token per branch: q [R, N, H, h], k and v [R, N, J, h]; tables.own tells the step.
+
+    Returns ([R, N, H, h], the cache with the token's keys and values).
+    """
     step = jnp.sum(tables.own[0]) - 1
     own_k, own_v = (
         jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None].astype(old.dtype), step, axis=2)
         for old, new in ((cache.own_k, k), (cache.own_v, v))
     )
     cache = cache._replace(own_k=own_k, own_v=own_v)
-    out = _branches(q[:, :, None], cache.prefix_k, cache.prefix_v, own_k, own_v, tables)
+    out = _branches(q[:, :, None], cache.prefix_k, cache.prefix_v, own_k, own_v, tables, kind)
     return out[:, :, 0], cache
 
 
-def dense(q: Array, k: Array, v: Array, cache: None, tables: Tables) -> tuple[Array, None]:
+def dense(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
     """The rule as one masked softmax over the whole row; quadratic in S, for tests."""
     prefix, length = tables.valid.shape[1], tables.own.shape[0]
     branches = (q.shape[1] - prefix) // length if length else 0
-    return _attend(q, k, v, mask(tables.valid, branches, length)), None
+    keep = mask(tables.valid, branches, length, tables.blocks, kind.window)
+    return _attend(q, k, v, keep, kind), None
 
 
-def mask(valid: Array, branches: int, length: int) -> Array:
+def mask(
+    valid: Array,
+    branches: int,
+    length: int,
+    blocks: Array | None = None,
+    window: Array | None = None,
+) -> Array:
     """The rule itself. valid: bool [R, P] -> bool [R, S, S], S = P + branches * length."""
     rows, prefix = valid.shape
     branch = jnp.concatenate(
@@ -100,31 +125,71 @@ def mask(valid: Array, branches: int, length: int) -> Array:
     real = jnp.concatenate([valid, jnp.ones((rows, branches * length), bool)], axis=1)
     # A padded prefix token sees itself, so that no softmax is over nothing.
     own = order[None, :] == order[:, None]
-    return (same & past)[None] & (real[:, None, :] | own[None])
+    keep = (same & past)[None] & (real[:, None, :] | own[None])
+    if window is not None:
+        after = jnp.tile(jnp.arange(length), branches)[None] + jnp.sum(valid, axis=1)[:, None]
+        start = jnp.broadcast_to(jnp.arange(prefix)[None], (rows, prefix))
+        where = jnp.concatenate([start, after], axis=1)  # positions [R, S]
+        keep &= _near(where[:, :, None] - where[:, None, :], window)
+    if blocks is not None:
+        blocks = jnp.pad(blocks, ((0, 0), (0, branches * length)), constant_values=-1)
+        keep |= _together(blocks)
+    return keep
 
 
-def _attend(q: Array, k: Array, v: Array, keep: Array) -> Array:
-    """softmax(q k / sqrt(h)) v with keep [1 or R, Q, K]; softmax in float32."""
+def _prefix_mask(prefix: int, blocks: Array | None, window: Array | None) -> Array:
+    """The rule inside the prefix: bool [1 or R, P, P]."""
+    order = jnp.arange(prefix)
+    back = order[:, None] - order[None, :]
+    keep = (back >= 0)[None]
+    if window is not None:
+        keep &= _near(back, window)[None]
+    return keep if blocks is None else keep | _together(blocks)
+
+
+def _near(back: Array, window: Array) -> Array:
+    """Whether a token so many positions back is inside the window."""
+    return (back < window) | (window == 0)
+
+
+def _together(blocks: Array) -> Array:
+    """Whether two tokens share a block: [R, P] -> [R, P, P]."""
+    return (blocks[:, :, None] == blocks[:, None, :]) & (blocks >= 0)[:, :, None]
+
+
+def _attend(q: Array, k: Array, v: Array, keep: Array, kind: Kind) -> Array:
+    """softmax(scores) v with keep [1 or R, Q, K]; softmax in float32."""
     grouped = _group(q, k.shape[-2])  # [R, Q, J, H/J, h]
     scores = jnp.einsum("rqjgh,rkjh->rjgqk", grouped, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(keep[:, None, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
+    scores = jnp.where(keep[:, None, None], _scaled(scores, kind), -jnp.inf)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("rjgqk,rkjh->rqjgh", probs, v).reshape(q.shape)
 
 
-def _branches(q: Array, pk: Array, pv: Array, ok: Array, ov: Array, tables: Tables) -> Array:
+def _branches(q, pk: Array, pv: Array, ok: Array, ov: Array, tables: Tables, kind: Kind) -> Array:
     """Queries [R, N, T', H, h] over the prefix [R, P, J, h] and their branch [R, N, T, J, h]."""
+    seen, mine = tables.valid[:, None], tables.own  # [R, 1 or T', P], [T', T]
+    if kind.window is not None:
+        at = jnp.sum(mine, axis=1) - 1  # [T'], each query's place in its branch
+        end = jnp.sum(tables.valid, axis=1)[:, None] + at[None]  # [R, T'], its position
+        seen = seen & _near(end[:, :, None] - jnp.arange(seen.shape[2])[None, None], kind.window)
+        mine = mine & _near(at[:, None] - jnp.arange(mine.shape[1])[None], kind.window)
     grouped = _group(q, pk.shape[-2])  # [R, N, T', J, H/J, h]
     f32 = {"preferred_element_type": jnp.float32}
     prefix = jnp.einsum("rntjgh,rpjh->rnjgtp", grouped, pk, **f32)
     own = jnp.einsum("rntjgh,rnsjh->rnjgts", grouped, ok, **f32)
-    prefix = jnp.where(tables.valid[:, None, None, None, None], prefix, -jnp.inf)
-    own = jnp.where(tables.own[None, None, None, None], own, -jnp.inf)
-    scores = jnp.concatenate([prefix, own], axis=-1) * q.shape[-1] ** -0.5
+    prefix = jnp.where(seen[:, None, None, None], _scaled(prefix, kind), -jnp.inf)
+    own = jnp.where(mine[None, None, None, None], _scaled(own, kind), -jnp.inf)
+    scores = jnp.concatenate([prefix, own], axis=-1)
     probs = jax.nn.softmax(scores, axis=-1).astype(pv.dtype)
     prefix, own = jnp.split(probs, [pk.shape[1]], axis=-1)
     out = jnp.einsum("rnjgtp,rpjh->rntjgh", prefix, pv)
     return (out + jnp.einsum("rnjgts,rnsjh->rntjgh", own, ov)).reshape(q.shape)
+
+
+def _scaled(scores: Array, kind: Kind) -> Array:
+    scores = scores * kind.scale
+    return kind.cap * jnp.tanh(scores / kind.cap) if kind.cap else scores
 
 
 def _group(q: Array, key_heads: int) -> Array:

@@ -1,4 +1,5 @@
-"""A causal decoder (Llama's) over rows of one shared prefix and several branches.
+"""A causal decoder over rows of one shared prefix and several branches: Llama's, and what Gemma's
+generations change about it, as options.
 
 Depth is scanned: parameters of all layers are stacked on a leading axis, and a 40-layer model
 compiles as one layer.
@@ -43,6 +44,14 @@ class Config:
     attention_bias: bool
     mlp_bias: bool
     tied: bool  # the unembedding is the embedding
+    embed_scale: float = 1.0  # of token embeddings
+    norm_offset: float = 0.0  # see layers.RMSNorm
+    sandwich: bool = False  # norms also behind attention and MLP
+    query_key_norm: bool = False
+    query_scale: float = 0.0  # of attention scores; 0 = head_size ** -0.5
+    attention_cap: float = 0.0  # see attention.Kind
+    windows: tuple[int, ...] = ()  # per layer, positions; 0 = all; () = no layer has one
+    local_frequencies: tuple[float, ...] = ()  # of layers with a window; () = the same
 
 
 class Attention(nn.Module):
@@ -51,14 +60,22 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, cache, tables: attention.Tables):
+    def __call__(self, x: Array, cache, tables: attention.Tables, window: Array | None):
         c = self.config
         linear = functools.partial(layers.Linear, dtype=self.dtype, bias=c.attention_bias)
         q = linear((c.width,), (c.heads, c.head_size), name="q")(x)
         k = linear((c.width,), (c.key_heads, c.head_size), name="k")(x)
         v = linear((c.width,), (c.key_heads, c.head_size), name="v")(x)
-        q, k = (layers.rotate(y, tables.angles) for y in (q, k))
-        out, cache = self.attend(q, k, v, cache, tables)
+        if c.query_key_norm:
+            q = layers.RMSNorm(c.norm_eps, self.dtype, c.norm_offset, name="q_norm")(q)
+            k = layers.RMSNorm(c.norm_eps, self.dtype, c.norm_offset, name="k_norm")(k)
+        turns = tables.angles
+        if tables.local_angles is not None:
+            turns = jnp.where(window > 0, tables.local_angles, turns)
+        q, k = (layers.rotate(y, turns) for y in (q, k))
+        scale = c.query_scale or c.head_size**-0.5
+        kind = attention.Kind(scale, c.attention_cap, window)
+        out, cache = self.attend(q, k, v, cache, tables, kind)
         return linear((c.heads, c.head_size), (c.width,), name="o")(out), cache
 
 
@@ -68,17 +85,19 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, cache, tables: attention.Tables):
+    def __call__(self, x: Array, cache, tables: attention.Tables, window: Array | None):
         c, dtype = self.config, self.dtype
+        norm = functools.partial(layers.RMSNorm, c.norm_eps, dtype, c.norm_offset)
         x = layers.shard_rows(x)
-        h = layers.RMSNorm(c.norm_eps, dtype, name="attn_norm")(x)
-        h, cache = Attention(c, self.attend, dtype, name="attn")(h, cache, tables)
-        x = x + h
-        h = layers.RMSNorm(c.norm_eps, dtype, name="mlp_norm")(x)
+        h = norm(name="attn_norm")(x)
+        h, cache = Attention(c, self.attend, dtype, name="attn")(h, cache, tables, window)
+        x = x + (norm(name="attn_post_norm")(h) if c.sandwich else h)
+        h = norm(name="mlp_norm")(x)
         linear = functools.partial(layers.Linear, dtype=dtype, bias=c.mlp_bias)
         gate = layers.ACTIVATIONS[c.activation](linear((c.width,), (c.mlp,), name="gate")(h))
         h = gate * linear((c.width,), (c.mlp,), name="up")(h)
-        return x + linear((c.mlp,), (c.width,), name="down")(h), cache
+        h = linear((c.mlp,), (c.width,), name="down")(h)
+        return x + (norm(name="mlp_post_norm")(h) if c.sandwich else h), cache
 
 
 class Decoder(nn.Module):
@@ -104,18 +123,22 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast, 0),
             length=c.depth,
         )
         self.layers = stack(c, self.attend, self.dtype)
-        self.norm = layers.RMSNorm(c.norm_eps, self.dtype)
+        self.norm = layers.RMSNorm(c.norm_eps, self.dtype, c.norm_offset)
 
     def __call__(self, x: Array, cache, tables: attention.Tables):
-        x, cache = self.layers(layers.shard_rows(x), cache, tables)
+        windows = jnp.asarray(self.config.windows, jnp.int32) if self.config.windows else None
+        x, cache = self.layers(layers.shard_rows(x), cache, tables, windows)
         return self.norm(x), cache
 
     def embed(self, ids: Array) -> Array:
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        x = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        return (
+            x if self.config.embed_scale == 1 else x * jnp.asarray(self.config.embed_scale, x.dtype)
+        )
 
     def unembed(self) -> Array:
         """[D, V]."""
@@ -132,10 +155,10 @@ class Decoder(nn.Module):
         self(self.embed(jnp.zeros((1, 1), int)), None, tables)
 
 
-def angles(config: Config, positions: Array) -> Array:
+def angles(frequencies: tuple[float, ...], positions: Array) -> Array:
     """Rotary angles. positions: int [R, S] -> float32 [R, S, head_size / 2]."""
-    frequencies = jnp.asarray(config.frequencies, jnp.float32)
-    return positions[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
+    per_position = jnp.asarray(frequencies, jnp.float32)
+    return positions[:, :, None].astype(jnp.float32) * per_position[None, None, :]
 
 
 def frequencies(head_size: int, theta: float, scaling: dict) -> tuple[float, ...]:

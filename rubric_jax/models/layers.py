@@ -66,12 +66,16 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
+    """x / rms(x) * (offset + scale). Gemma's checkpoints keep the distance of the factor from 1."""
+
     eps: float
     dtype: jnp.dtype
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        first = nn.initializers.constant(1.0 - self.offset)
+        scale = self.offset + self.param("scale", first, (x.shape[-1],))
         x = x.astype(jnp.float32)  # float32: the mean of squares loses digits in bfloat16
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
         return (x * _rows(scale, x)).astype(self.dtype)

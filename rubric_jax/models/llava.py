@@ -8,46 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import transformers
 from huggingface_hub import errors
 from jax.sharding import PartitionSpec
 
 from rubric_jax import config as config_lib
 from rubric_jax import types
-from rubric_jax.models import attention, decoder, layers, maps, rows, vit, weights
+from rubric_jax.models import decoder, interleaved, layers, maps, vit, weights
 from rubric_jax.models import vlm as vlm_lib
 
 Array = types.Array
 Params = types.Params
 
 RULES = (
-    (r"vision/layers/attn/[qkv]/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"vision/layers/attn/o/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"vision/layers/up/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"vision/layers/down/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"vision/layers/attn/[qkv]/bias", PartitionSpec(None, "tensor")),
-    (r"vision/layers/up/bias", PartitionSpec(None, "tensor")),
-    (r"vision/patch/kernel", PartitionSpec(None, None, None, "fsdp")),
-    (r"vision/(class_token|position)", PartitionSpec()),
     (r"projector/up/kernel", PartitionSpec("fsdp", "tensor")),
     (r"projector/down/kernel", PartitionSpec("tensor", "fsdp")),
     (r"projector/up/bias", PartitionSpec("tensor")),
-    (r"decoder/embedding", PartitionSpec("tensor", "fsdp")),
-    (r"decoder/unembedding", PartitionSpec("fsdp", "tensor")),
-    (r"decoder/layers/attn/[qkv]/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"decoder/layers/attn/o/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
-    (r"decoder/layers/(gate|up)/kernel", PartitionSpec(None, "fsdp", "tensor")),
-    (r"decoder/layers/down/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r"decoder/layers/attn/[qkv]/bias", PartitionSpec(None, "tensor")),
-    (r"decoder/layers/(gate|up)/bias", PartitionSpec(None, "tensor")),
-    (r".*/(bias|scale)", PartitionSpec()),
+    *interleaved.RULES,
 )
 
 
@@ -80,181 +63,44 @@ class Projector(nn.Module):
         return linear((width,), (width,), name="down")(x)
 
 
-class Cache(NamedTuple):
-    """Where sampling stands: keys and values of every layer, and what the next token needs."""
-
-    layers: attention.Cache  # leading axis: layers
-    lengths: Array  # int32 [B], prompt tokens
-    step: Array  # int32 scalar, response tokens so far
-
-
 def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none") -> vlm_lib.VLM:
     """The model of a checkpoint's config.json. Raises ValueError on another architecture."""
     config = read_config(hf)
-    dtype = jnp.dtype(dtype)
-    bind = functools.partial
-    return vlm_lib.VLM(
-        config=config,
-        init=bind(init, config),
-        hidden=bind(hidden, config, dtype, remat),
-        unembed=bind(unembed, config, dtype),
-        prefill=bind(prefill, config, dtype),
-        decode=bind(decode, config, dtype),
-        media=bind(media, config.image_token, config.tokens_per_image, config.vision.image),
-        rules=RULES,
-        weights=weight_map(config),
-        flops=bind(flops, config),
-        depth=config.decoder.depth,
-        vocab=config.decoder.vocab,
+    width, wide = config.decoder.width, config.vision.width * len(config.feature_layers)
+    parts = interleaved.Parts(
+        decoder=config.decoder,
+        vision=config.vision,
+        features=functools.partial(features, config),
+        image_token=config.image_token,
+        tokens_per_image=config.tokens_per_image,
+        projector_flops=config.tokens_per_image * 2 * width * (wide + width),
     )
+    start, spec = functools.partial(init, config), weight_map(config)
+    return interleaved.build(parts, config, start, RULES, spec, dtype=dtype, remat=remat)
 
 
 def init(config: Config, key: jax.Array) -> Params:
     """Random parameters, float32; for shapes (`jax.eval_shape`) and toy models."""
-    f32 = jnp.dtype("float32")
     vision, projector, text = jax.random.split(key, 3)
-    tower = vit.ViT(config.vision, config.feature_layers, f32, False)
-    size, c = config.vision.image, config.vision.channels
-    features = jnp.zeros((1, 1, config.vision.width * len(config.feature_layers)))
-    model = decoder.Decoder(config.decoder, f32)
+    tokens = jnp.zeros((1, 1, config.vision.width * len(config.feature_layers)))
+    depths = config.feature_layers
     return {
-        "vision": tower.init(vision, jnp.zeros((1, size, size, c)))["params"],
-        "projector": Projector(config, f32).init(projector, features)["params"],
-        "decoder": model.init(text, method=decoder.Decoder.initialise)["params"],
+        **interleaved.init(config.vision, config.decoder, vision, text, depths),
+        "projector": Projector(config, jnp.dtype("float32")).init(projector, tokens)["params"],
     }
 
 
-def hidden(config: Config, dtype, remat: str, params, batch: types.Batch, layout: types.Layout):
-    """The states that predict each response token: [B, N, T, D]."""
-    model = decoder.Decoder(config.decoder, dtype, remat, attention.tree)
-    own = {"params": params["decoder"]}
-    prompts = _prompts(config, dtype, remat, params, batch)
-    responses = model.apply(own, batch.responses, method="embed")  # [B, N, T, D]
-    x = rows.pack(prompts, responses, layout)  # [B*M, S, D]
-    prefix, length = prompts.shape[2], responses.shape[2]
-    lengths = batch.prompt_lengths.reshape(-1)
-    where = rows.positions(lengths, prefix, (x.shape[1] - prefix) // length, length)
-    tables = rows.tables(decoder.angles(config.decoder, where), lengths, prefix, length)
-    x, _ = model.apply(own, x, None, tables)
-    return rows.unpack(x, batch.prompt_lengths, prefix, layout)
-
-
-def unembed(config: Config, dtype, params) -> Array:
-    model = decoder.Decoder(config.decoder, dtype)
-    return model.apply({"params": params["decoder"]}, method="unembed")
-
-
-def prefill(config: Config, dtype, params, batch: types.Batch, branches: int, length: int):
-    """Reads the first context's prompts. Returns the last states [B, D] and an empty cache."""
-    model = decoder.Decoder(config.decoder, dtype, attend=attention.prefill)
-    first = batch._replace(
-        prompts=batch.prompts[:, :1],
-        prompt_lengths=batch.prompt_lengths[:, :1],
-        media={k: v[:, :1] if k == "index" else v for k, v in batch.media.items()},
-    )
-    x = _prompts(config, dtype, "none", params, first)[:, 0]  # [B, P, D]
-    lengths, prefix = first.prompt_lengths[:, 0], x.shape[1]
-    where = rows.positions(lengths, prefix, 0, 0)
-    tables = rows.tables(decoder.angles(config.decoder, where), lengths, prefix, 0)
-    x, (k, v) = model.apply({"params": params["decoder"]}, x, None, tables)
-    last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    room = jnp.zeros((*k.shape[:2], branches, length, *k.shape[3:]), k.dtype)
-    return last, Cache(attention.Cache(k, v, room, room), lengths, jnp.zeros((), jnp.int32))
-
-
-def decode(config: Config, dtype, params, cache: Cache, ids: Array):
-    """Reads one token of every continuation: ids [B, N] -> states [B, N, D] and the cache."""
-    model = decoder.Decoder(config.decoder, dtype, attend=attention.decode)
-    own = {"params": params["decoder"]}
-    prefix, length = cache.layers.prefix_k.shape[2], cache.layers.own_k.shape[3]
-    where = jnp.broadcast_to((cache.lengths + cache.step)[:, None], ids.shape)
-    tables = rows.tables(decoder.angles(config.decoder, where), cache.lengths, prefix, 0)
-    tables = tables._replace(own=(jnp.arange(length) <= cache.step)[None])
-    x = model.apply(own, ids, method="embed")  # [B, N, D]
-    x, kept = model.apply(own, x, cache.layers, tables)
-    return x, Cache(kept, cache.lengths, cache.step + 1)
-
-
-def media(
-    image_token: int,
-    tokens_per_image: int,
-    side: int,
-    prompts: np.ndarray,
-    tables: Sequence[Sequence[np.ndarray]],
-    slots: Sequence[Sequence[Sequence[int]]],
-    size: int,
-) -> dict[str, np.ndarray]:
-    """Lays out the images of a batch on the host; see types.Batch.media.
-
-    Args:
-      prompts: int32 [B, M, P] with placeholders expanded.
-      tables: per group its distinct images, float32 [side, side, 3].
-      slots: slots[b][m] lists the table entries that prompt (b, m) shows, in order.
-      size: I, the entries of every group's table (zeros fill it up).
-    """
-    pixels = np.zeros((len(tables), size, side, side, 3), np.float32)
-    for group, table in enumerate(tables):
-        for entry, image in enumerate(table):
-            if image.shape != pixels.shape[2:]:
-                raise ValueError(
-                    f"The image processor gave {image.shape}, but the vision tower reads "
-                    f"{pixels.shape[2:]}; processor and config.json are from different models."
-                )
-            pixels[group, entry] = image
-    index = np.full(prompts.shape, -1, np.int32)
-    for b, m in np.ndindex(prompts.shape[:2]):
-        (at,) = np.nonzero(prompts[b, m] == image_token)
-        wanted = len(slots[b][m]) * tokens_per_image
-        if len(at) != wanted:
-            raise ValueError(
-                f"A prompt has {len(at)} image tokens, but {len(slots[b][m])} images need {wanted}."
-            )
-        first = np.repeat(np.asarray(slots[b][m], np.int32) * tokens_per_image, tokens_per_image)
-        index[b, m, at] = first + np.tile(np.arange(tokens_per_image), len(slots[b][m]))
-    return {"pixels": pixels, "index": index}
-
-
-def flops(config: Config, layout: types.Layout, prompt: int, response: int, images: float) -> float:
-    """Required FLOPs of one instance's forward pass, each prefix and image counted once."""
-    c = config.decoder
-    total = images * vit.flops(config.vision)
-    total += images * config.tokens_per_image * 2 * c.width * (config.vision.width + c.width)
-    for m in range(len(layout.contexts)):
-        total += decoder.flops(c, prompt, len(layout.branches_of(m)), response)
-    return total + 2 * len(layout.branches) * response * c.width * c.vocab
-
-
-def _prompts(config: Config, dtype, remat: str, params, batch: types.Batch) -> Array:
-    """Prompt embeddings with image features in place of the placeholders: [B, M, P, D]."""
-    model = decoder.Decoder(config.decoder, dtype)
-    x = model.apply({"params": params["decoder"]}, batch.prompts, method="embed")
-    pixels, index = batch.media["pixels"], batch.media["index"]
-    groups, size = pixels.shape[:2]
-    if size == 0:
-        return x
-    features = _features(config, dtype, remat, params, pixels)  # [G, I*L, D]
-    grouped = index.reshape(groups, -1)
-    taken = jnp.take_along_axis(features, jnp.maximum(grouped, 0)[:, :, None], axis=1)
-    return jnp.where((index >= 0)[..., None], taken.reshape(x.shape), x)
-
-
-def _features(config: Config, dtype, remat: str, params, pixels: Array) -> Array:
-    """Pixels [G, I, H, W, 3] -> projected features [G, I * tokens_per_image, D]."""
-    groups = pixels.shape[0]
+def features(config: Config, params: Params, pixels: Array, dtype, remat: bool) -> Array:
+    """Pixels [X, H, W, 3] -> projected features [X, tokens_per_image, D]."""
     deepest = max(config.feature_layers)
     tower = vit.ViT(
-        dataclasses.replace(config.vision, depth=deepest),
-        config.feature_layers,
-        dtype,
-        remat != "none",
+        dataclasses.replace(config.vision, depth=deepest), config.feature_layers, dtype, remat
     )
     own = dict(params["vision"])
     own["layers"] = jax.tree.map(lambda p: p[:deepest], own["layers"])
-    x = layers.shard_rows(pixels.reshape(-1, *pixels.shape[2:]))
-    x = tower.apply({"params": own}, x)  # [G*I, 1 + patches, width]
+    x = tower.apply({"params": own}, layers.shard_rows(pixels))  # [X, 1 + patches, width]
     x = x if config.keep_class_token else x[:, 1:]
-    x = Projector(config, dtype).apply({"params": params["projector"]}, x)
-    return x.reshape(groups, -1, x.shape[-1])
+    return Projector(config, dtype).apply({"params": params["projector"]}, x)
 
 
 def read_config(hf: Mapping[str, Any]) -> Config:
@@ -324,29 +170,15 @@ def _text_config(text, *, tied: bool) -> decoder.Config:
     )
 
 
-_SPELLINGS = (  # Hub and transformers 4; transformers 4.52 and later in memory
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
-    (r"^lm_head\.", "language_model.lm_head."),
-    (r"^vision_tower\.vision_model\.", "vision_tower."),
-)
-
-
 def weight_map(config: Config) -> weights.Map:
     """Every tensor of the checkpoint and the parameter that it becomes."""
-    ignored = [
-        (r".*\.position_ids", "a buffer: 0, 1, 2, ..."),
-        (r".*\.rotary_emb\.inv_freq", "a buffer: the rotary frequencies"),
-    ]
-    if config.decoder.tied:
-        ignored.append((r"language_model\.lm_head\.weight", "tied to the embedding"))
     width, bias = config.decoder.width, config.projector_bias
     inputs = config.vision.width * len(config.feature_layers)
     name = "multi_modal_projector.linear"
     listed = (
-        *maps.clip(config.vision, "vision_tower", "vision"),
+        *maps.vit(config.vision, "vision_tower", "vision"),
         *maps.linear(f"{name}_1", width, inputs, "projector/up", bias),
         *maps.linear(f"{name}_2", width, width, "projector/down", bias),
-        *maps.llama(config.decoder, "language_model", "decoder"),
+        *maps.decoder(config.decoder, "language_model", "decoder"),
     )
-    return weights.Map(listed, _SPELLINGS, tuple(ignored))
+    return weights.Map(listed, interleaved.SPELLINGS, interleaved.ignored(config.decoder))

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rubric_jax.models import decoder, vit
+from rubric_jax.models import decoder as decoder_lib
+from rubric_jax.models import vit as vit_lib
 from rubric_jax.models.weights import Weight
+
+# Norms of a decoder layer: theirs and ours. Gemma's second generation put norms behind, too.
+NORMS = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "mlp_norm"))
+SANDWICH = (
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "attn_post_norm"),
+    ("pre_feedforward_layernorm", "mlp_norm"),
+    ("post_feedforward_layernorm", "mlp_post_norm"),
+)
 
 
 def linear(
@@ -25,17 +35,21 @@ def norm(
         yield Weight(f"{name}.bias", (width,), f"{path}/bias", (0,), layer)
 
 
-def clip(c: vit.Config, tower: str, here: str) -> Iterator[Weight]:
-    """CLIP's vision model under the checkpoint prefix `tower`, as the parameters `here`."""
+def vit(c: vit_lib.Config, tower: str, here: str) -> Iterator[Weight]:
+    """A CLIP or SigLIP tower under the checkpoint prefix `tower`, as the parameters `here`."""
     width = c.width
     shape = (width, c.channels, c.patch, c.patch)
     embed = f"{tower}.embeddings"
-    yield Weight(f"{embed}.class_embedding", (width,), f"{here}/class_token", (0,))
-    name = f"{embed}.patch_embedding.weight"
-    yield Weight(name, shape, f"{here}/patch/kernel", (2, 3, 1, 0))
+    if c.class_token:
+        yield Weight(f"{embed}.class_embedding", (width,), f"{here}/class_token", (0,))
+    name = f"{embed}.patch_embedding"
+    yield Weight(f"{name}.weight", shape, f"{here}/patch/kernel", (2, 3, 1, 0))
+    if c.patch_bias:
+        yield Weight(f"{name}.bias", (width,), f"{here}/patch/bias", (0,))
     name = f"{embed}.position_embedding.weight"
-    yield Weight(name, (1 + c.patches, width), f"{here}/position", (0, 1))
-    yield from norm(f"{tower}.pre_layrnorm", width, f"{here}/pre_norm", True)
+    yield Weight(name, (c.tokens, width), f"{here}/position", (0, 1))
+    if c.pre_norm:
+        yield from norm(f"{tower}.pre_layrnorm", width, f"{here}/pre_norm", True)
     yield from norm(f"{tower}.post_layernorm", width, f"{here}/post_norm", True)
     for i in range(c.depth):
         layer, at = f"{tower}.encoder.layers.{i}", f"{here}/layers"
@@ -48,8 +62,8 @@ def clip(c: vit.Config, tower: str, here: str) -> Iterator[Weight]:
         yield from norm(f"{layer}.layer_norm2", width, f"{at}/mlp_norm", True, i)
 
 
-def llama(c: decoder.Config, there: str, here: str) -> Iterator[Weight]:
-    """A Llama decoder with its head under the prefix `there`, as the parameters `here`."""
+def decoder(c: decoder_lib.Config, there: str, here: str) -> Iterator[Weight]:
+    """A Llama or Gemma decoder with its head under the prefix `there`, as the parameters `here`."""
     model = f"{there}.model"
     name, shape = f"{model}.embed_tokens.weight", (c.vocab, c.width)
     yield Weight(name, shape, f"{here}/embedding", (0, 1))
@@ -69,7 +83,9 @@ def llama(c: decoder.Config, there: str, here: str) -> Iterator[Weight]:
             name = f"{layer}.mlp.{ours}_proj"
             yield from linear(name, c.mlp, c.width, f"{at}/{ours}", c.mlp_bias, i)
         yield from linear(f"{layer}.mlp.down_proj", c.width, c.mlp, f"{at}/down", c.mlp_bias, i)
-        name = f"{layer}.input_layernorm"
-        yield from norm(name, c.width, f"{at}/attn_norm", False, i)
-        name = f"{layer}.post_attention_layernorm"
-        yield from norm(name, c.width, f"{at}/mlp_norm", False, i)
+        if c.query_key_norm:
+            for ours in ("q_norm", "k_norm"):
+                name, path = f"{layer}.self_attn.{ours}", f"{at}/attn/{ours}"
+                yield from norm(name, c.head_size, path, False, i)
+        for theirs, ours in SANDWICH if c.sandwich else NORMS:
+            yield from norm(f"{layer}.{theirs}", c.width, f"{at}/{ours}", False, i)

@@ -1,4 +1,4 @@
-"""A vision transformer (CLIP's): images to one vector per patch."""
+"""A vision transformer (CLIP's and SigLIP's): images to one vector per patch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,17 @@ class Config:
     mlp: int
     activation: str
     norm_eps: float
+    class_token: bool = True  # a learned token in front of the patches
+    patch_bias: bool = False
+    pre_norm: bool = True  # a norm before the first layer
 
     @property
     def patches(self) -> int:
         return (self.image // self.patch) ** 2
+
+    @property
+    def tokens(self) -> int:
+        return self.patches + int(self.class_token)
 
 
 class Attention(nn.Module):
@@ -67,12 +74,12 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """pixels [I, H, W, channels] -> features [I, 1 + patches, width * len(depths)].
+    """pixels [I, H, W, channels] -> features [I, tokens, width * len(depths)].
 
     Features are the tokens after each of `depths` layers (0 = the embeddings), side by side; token
-    0 is the class token. The stack is as deep as its parameters, which the caller may have sliced
-    to max(depths). The checkpoint's final norm is kept among the parameters, but patch features
-    never pass through it, so it gets no gradient.
+    0 is the class token, if there is one. The stack is as deep as its parameters, which the caller
+    may have sliced to max(depths). With () the features are the output of the final norm; else the
+    norm is kept among the parameters, but nothing passes through it, so it gets no gradient.
     """
 
     config: Config
@@ -85,21 +92,24 @@ class ViT(nn.Module):
         c, init = self.config, nn.initializers.normal(0.02)
         patches = _patches(pixels, c.patch)  # [I, patches, patch, patch, channels]
         shape = (c.patch, c.patch, c.channels)
-        x = layers.Linear(shape, (c.width,), self.dtype, name="patch")(patches)
-        first = self.param("class_token", init, (c.width,))
-        first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, c.width))
-        x = jnp.concatenate([first, x], axis=1)
-        x = x + self.param("position", init, (1 + c.patches, c.width)).astype(self.dtype)[None]
-        x = start = layers.LayerNorm(c.norm_eps, self.dtype, name="pre_norm")(x)
+        x = layers.Linear(shape, (c.width,), self.dtype, c.patch_bias, name="patch")(patches)
+        if c.class_token:
+            first = self.param("class_token", init, (c.width,))
+            first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, c.width))
+            x = jnp.concatenate([first, x], axis=1)
+        x = x + self.param("position", init, (c.tokens, c.width)).astype(self.dtype)[None]
+        if c.pre_norm:
+            x = layers.LayerNorm(c.norm_eps, self.dtype, name="pre_norm")(x)
+        start = x
         collect = len(self.depths) > 1
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         stack = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.depth
         )
         x, outputs = stack(c, self.dtype, collect, name="layers")(x, None)
-        layers.LayerNorm(c.norm_eps, self.dtype, name="post_norm")(x)
+        final = layers.LayerNorm(c.norm_eps, self.dtype, name="post_norm")(x)
         if not collect:
-            return x
+            return x if self.depths else final
         return jnp.concatenate([start if k == 0 else outputs[k - 1] for k in self.depths], axis=-1)
 
 
@@ -112,7 +122,7 @@ def _patches(pixels: Array, size: int) -> Array:
 
 def flops(config: Config) -> float:
     """Multiply-adds of one image's forward pass, times two."""
-    tokens = 1 + config.patches
+    tokens = config.tokens
     per_token = 2 * config.width * (4 * config.width + 2 * config.mlp)
     attention = 4 * tokens * config.width
     patch = 2 * config.patches * math.prod((config.patch, config.patch, config.channels))

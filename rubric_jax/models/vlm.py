@@ -40,3 +40,5 @@ class VLM(NamedTuple):
     flops: Callable[[types.Layout, int, int, float], float]
     depth: int  # decoder layers
     vocab: int
+    # Logits are cap * tanh(states @ unembed / cap); 0 = states @ unembed.
+    logit_cap: float = 0.0

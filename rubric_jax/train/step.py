@@ -166,13 +166,17 @@ def _states(task: Task, params: Params, batch: types.Batch) -> tuple[Array, Arra
 
 
 def _logps(task: Task, states: tuple[Array, Array], batch: types.Batch) -> Array:
-    logps = autoregressive.token_logps(*states, batch.responses, chunk=task.logps_chunk)
+    logps = autoregressive.token_logps(
+        *states, batch.responses, chunk=task.logps_chunk, cap=task.vlm.logit_cap
+    )
     # Selected, not multiplied: nothing that a padded position computes can reach the loss.
     return jnp.where(batch.mask != 0, logps, 0.0)
 
 
 def _kl(task: Task, states, ref_states, batch: types.Batch) -> types.TokenKL:
-    found = autoregressive.token_kl(*states, *ref_states, chunk=task.logps_chunk)
+    found = autoregressive.token_kl(
+        *states, *ref_states, chunk=task.logps_chunk, cap=task.vlm.logit_cap
+    )
     return jax.tree.map(lambda values: jnp.where(batch.mask != 0, values, 0.0), found)
 
 

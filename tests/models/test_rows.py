@@ -52,19 +52,73 @@ def test_positions_restart_at_the_end_of_the_prefix():
     np.testing.assert_array_equal(got, [[0, 1, 2, 2, 3, 2, 3], [0, 1, 2, 3, 4, 3, 4]])
 
 
-@pytest.mark.parametrize("branches", [1, 2, 3, 8])
-def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(branches):
+def test_mask_with_a_window_by_hand():
+    valid = jnp.array([[True, True, True, False]])
+    got = attention.mask(valid, branches=2, length=2, window=jnp.int32(2))[0].astype(int)
+    want = [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0, 0],  # padding stands wherever; nobody reads it
+        [0, 0, 1, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1],
+    ]
+    keep = np.arange(8) != 3
+    np.testing.assert_array_equal(got[keep][:, keep], np.array(want)[keep][:, keep])
+
+
+def test_mask_with_blocks_by_hand():
+    valid, blocks = jnp.array([[True, True, True, False]]), jnp.array([[-1, 0, 0, -1]])
+    got = attention.mask(valid, branches=1, length=1, blocks=blocks)[0].astype(int)
+    want = [
+        [1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0],  # the first of two features sees the second
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 1],
+    ]
+    np.testing.assert_array_equal(got, want)
+
+
+RULES = {
+    "causal": {},
+    "window": {"window": 2},
+    "wide_window": {"window": 4},
+    "no_window": {"window": 0},
+    "blocks": {"blocks": [[0, 0, -1, 1, -1, -1], [-1, 2, 2, 2, 2, -1]]},
+    "both": {"window": 2, "blocks": [[0, 0, 0, 0, -1, -1], [0, 0, 0, 0, 0, 0]]},
+}
+
+
+@pytest.mark.parametrize(
+    ("branches", "rule"),
+    [
+        (1, "causal"),
+        (2, "causal"),
+        (3, "causal"),
+        (8, "causal"),
+        *((2, r) for r in RULES if r != "causal"),
+    ],
+)
+def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(branches, rule):
+    window, blocks = RULES[rule].get("window"), RULES[rule].get("blocks")
+    kind = attention.Kind(
+        0.3, 5.0 if rule == "both" else 0.0, None if window is None else jnp.int32(window)
+    )
     rng = np.random.default_rng(branches)
     size = 6 + branches * 3
     q, pull = (rng.normal(size=(2, size, 4, 8)).astype(np.float32) for _ in range(2))
     k, v = (rng.normal(size=(2, size, 2, 8)).astype(np.float32) for _ in range(2))
     tables = rows.tables(jnp.zeros((2, size, 4)), jnp.array([4, 6]), prefix=6, length=3)
+    tables = tables._replace(blocks=None if blocks is None else jnp.array(blocks))
     real = np.ones((2, size), bool)
     real[0, 4:6] = False  # nothing reads the padding of the first row
     pull = jnp.where(real[:, :, None, None], pull, 0)
 
     def pulled(route, *qkv):
-        out, _ = route(*qkv, None, tables)
+        out, _ = route(*qkv, None, tables, kind)
         return jnp.sum(out * pull), out
 
     def both(route):
@@ -83,7 +137,7 @@ def test_a_row_without_a_prompt_has_finite_values_and_gradients():
     tables = rows.tables(jnp.zeros((1, 7, 2)), jnp.array([0]), prefix=3, length=2)
 
     def total(q, k, v):
-        return attention.tree(q, k, v, None, tables)[0].sum()
+        return attention.tree(q, k, v, None, tables, attention.Kind(0.5))[0].sum()
 
     for leaf in jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)[1]:
         assert np.isfinite(leaf).all()
