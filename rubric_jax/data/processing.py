@@ -65,9 +65,11 @@ class Processor:
     hf: Any  # the transformers processor
     fingerprint: str  # sha256 of the files that determine tokens and pixels
     image_token: int  # id of the placeholder that stands for one image feature
-    image_text: str  # its text, such as '<image>'
+    image_text: str  # what stands for a picture in text, such as '<image>'
     pad_id: int
     eos_ids: tuple[int, ...]  # ids that end a generation
+    # What the processor puts behind the last picture of a prompt, and at its end.
+    around: tuple[str, str] = ("", "")
     _expansions: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def encode(
@@ -119,6 +121,7 @@ class Processor:
                 )
         expand = iter([self._expansion(image.size) for image in images])
         parts = text.split(self.image_text)
+        parts[-1] = self.around[0] + parts[-1] + self.around[1]
         text = parts[0] + "".join(next(expand) + part for part in parts[1:])
         return self._ids(text), {name: self._ids(response) for name, response in texts.items()}
 
@@ -204,17 +207,21 @@ def load(directory: str) -> Processor:
         hf.patch_size = vision.get("patch_size")
         hf.vision_feature_select_strategy = config.get("vision_feature_select_strategy", "default")
         hf.num_additional_image_tokens = 1  # the CLIP class token
+    if hasattr(hf.image_processor, "do_pan_and_scan"):  # Gemma 3: pictures are read whole
+        hf.image_processor.do_pan_and_scan = False
     tokenizer = hf.tokenizer
+    paligemma = isinstance(hf, transformers.PaliGemmaProcessor)
     eos = _json(directory, "generation_config.json").get("eos_token_id", tokenizer.eos_token_id)
     eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
     pad = next((i for i in (tokenizer.pad_token_id, *eos_ids) if i is not None), 0)
     return Processor(
         hf=hf,
         fingerprint=_fingerprint(directory, hf),
-        image_token=hf.image_token_id,
+        image_token=hf.image_token_ids[0],
         image_text=hf.image_token,
         pad_id=pad,
         eos_ids=eos_ids,
+        around=(tokenizer.bos_token, "\n") if paligemma else ("", ""),
     )
 
 

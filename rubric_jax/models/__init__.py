@@ -8,9 +8,9 @@ import pathlib
 import huggingface_hub
 
 from rubric_jax import config
-from rubric_jax.models import llava, vlm
+from rubric_jax.models import gemma3, llava, paligemma, vlm
 
-MODELS = {"llava": llava.build}
+MODELS = {"llava": llava.build, "paligemma": paligemma.build, "gemma3": gemma3.build}
 
 
 def build(family: str, directory, *, dtype: str = "float32", remat: str = "none") -> vlm.VLM:

@@ -60,3 +60,80 @@ def llava(
             tensor.copy_(around + 0.2 * noise)
     model.save_pretrained(directory)
     return model.eval()
+
+
+def siglip(**changes):
+    """A small SigLIP tower's configuration."""
+    return transformers.SiglipVisionConfig(
+        **{
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "image_size": 16,
+            "patch_size": 8,
+            "vision_use_head": False,
+            **changes,
+        }
+    )
+
+
+def paligemma(directory, *, seed=0, generation=1, vision=None, **text):
+    """A random PaliGemma checkpoint of either generation; returns the torch model."""
+    values = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 12,
+        **text,
+    }
+    known = transformers.Gemma2Config if generation == 2 else transformers.GemmaConfig
+    config = transformers.PaliGemmaConfig(
+        vision_config=siglip(**(vision or {})),
+        text_config=known(**values),
+        image_token_index=IMAGE_TOKEN,
+        projection_dim=values["hidden_size"],
+        hidden_size=values["hidden_size"],
+        tie_word_embeddings=values.get("tie_word_embeddings", True),
+        attn_implementation="eager",
+    )
+    return _random(transformers.PaliGemmaForConditionalGeneration(config), directory, seed)
+
+
+def gemma3(directory, *, seed=0, vision=None, tokens=4, **text):
+    """A random Gemma 3 checkpoint; returns the torch model."""
+    config = transformers.Gemma3Config(
+        vision_config=siglip(**(vision or {})),
+        text_config=transformers.Gemma3TextConfig(
+            **{
+                "vocab_size": 97,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 12,
+                "sliding_window": 6,
+                "sliding_window_pattern": 3,
+                **text,
+            }
+        ),
+        image_token_index=IMAGE_TOKEN,
+        mm_tokens_per_image=tokens,
+        tie_word_embeddings=text.get("tie_word_embeddings", True),
+        attn_implementation="eager",
+    )
+    return _random(transformers.Gemma3ForConditionalGeneration(config), directory, seed)
+
+
+def _random(model, directory, seed):
+    """Parameters without a zero or one in biases and norms, saved."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(0.2 * torch.randn_like(tensor))
+    model.save_pretrained(directory)
+    return model.eval()

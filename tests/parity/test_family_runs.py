@@ -1,0 +1,166 @@
+"""The way in and out of every other family: its processor, its config, a short run, the export."""
+
+import importlib
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from rubric_jax import config as config_lib
+from rubric_jax import stages
+from rubric_jax.data import loading, processing
+from rubric_jax.train import setup as setup_lib
+from tests.parity import checkpoints
+
+WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "what", "is", "this", "?", "a", "red", "blue",
+         "circle", "square", "user", "model"]  # fmt: skip
+SPECIAL = {
+    "paligemma": {"image_token": "<image>"},
+    "gemma3": {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+    },
+}
+TEMPLATE = (
+    "<bos>{% for m in messages %}<turn> {{ 'model' if m['role'] == 'assistant' else m['role'] }} "
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>{% else %}"
+    "{{ c['text'] }}{% endif %}{% endfor %}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<turn> model {% endif %}"
+)
+
+
+def tokenizer(family):
+    special = SPECIAL[family]
+    # The image token gets the id that the checkpoint's config names.
+    words = [*WORDS, *(f"w{i}" for i in range(checkpoints.IMAGE_TOKEN - len(WORDS)))]
+    words += list(special.values()) if family == "paligemma" else ["<image_soft_token>"]
+    ids = {word: i for i, word in enumerate(words)}
+    if family == "gemma3":
+        ids |= {special["boi_token"]: ids.pop("w0"), special["eoi_token"]: ids.pop("w1")}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        extra_special_tokens=special,
+    )
+
+
+def processor(family):
+    size = {"height": 16, "width": 16}
+    if family == "paligemma":
+        images = transformers.SiglipImageProcessorPil(size=size)
+        images.image_seq_length = 4
+        return transformers.PaliGemmaProcessor(images, tokenizer(family))
+    images = transformers.Gemma3ImageProcessorPil(size=size, do_pan_and_scan=True)
+    return transformers.Gemma3Processor(
+        images, tokenizer(family), chat_template=TEMPLATE, image_seq_length=4
+    )
+
+
+@pytest.fixture(params=SPECIAL, scope="module")
+def saved(request, tmp_path_factory):
+    """(family, directory with model and processor, a transformers processor)."""
+    family = request.param
+    directory = tmp_path_factory.mktemp(family)
+    # PaliGemma's processor adds 1152 words for places and segments.
+    getattr(checkpoints, family)(directory, vocab_size=1280)
+    made = processor(family)
+    made.save_pretrained(directory)
+    return family, directory, made
+
+
+def picture(seed, size=(20, 12)):
+    values = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    return PIL.Image.fromarray(values)
+
+
+def test_ids_and_pixels_are_those_of_the_processor(saved):
+    family, directory, made = saved
+    mark = "<start_of_image>" if family == "gemma3" else "<image>"
+    ours = processing.load(str(directory))
+    assert ours.image_token == checkpoints.IMAGE_TOKEN
+    if family == "gemma3":
+        made.image_processor.do_pan_and_scan = False
+    for count in (1, 2):
+        pictures = [picture(i) for i in range(count)]
+        text = f"{mark} " * count + "what is this ?"
+        theirs = made(images=[pictures], text=[text], add_special_tokens=False)
+        prompt, responses = ours.encode(text, {"chosen": "a red circle"}, pictures)
+        np.testing.assert_array_equal(prompt, theirs["input_ids"][0])
+        assert (prompt == checkpoints.IMAGE_TOKEN).sum() == 4 * count
+        assert ours.decode(responses["chosen"]) == "a red circle"
+        for image, pixels in zip(pictures, np.asarray(theirs["pixel_values"])):
+            np.testing.assert_array_equal(ours.pixels(image), np.moveaxis(pixels, 0, -1))
+
+
+def write_data(folder, family, rows=8):
+    folder.mkdir()
+    lines = []
+    for i in range(rows):
+        picture(i).save(folder / f"{i}.png")
+        answers = ("a red circle", "a blue square")
+        row = {"images": [f"{i}.png"], "chosen": answers[i % 2], "rejected": answers[1 - i % 2]}
+        if family == "paligemma":
+            row["prompt"] = "<image> what is this ?"
+        else:
+            content = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
+            row["prompt"] = [{"role": "user", "content": content}]
+            for name in ("chosen", "rejected"):
+                row[name] = [{"role": "assistant", "content": row[name]}]
+        lines.append(json.dumps(row))
+    (folder / "prefs.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "prefs.jsonl"
+
+
+def test_dpo_trains_by_the_familys_config_and_transformers_reads_the_result(saved, tmp_path):
+    family, directory, _ = saved
+    values = importlib.import_module(f"configs.{family}").get_config()
+    with values.unlocked():
+        values.model.checkpoint = str(directory)
+        values.data.path = str(write_data(tmp_path / "data", family))
+        values.train.update({"steps": 6, "batch_size": 4, "tensorboard": False, "log_every": 1})
+        values.mesh.data, values.mesh.fsdp, values.mesh.tensor = 2, 2, 2
+        values.optimizer.learning_rate = 3e-3
+    config = config_lib.build(values)
+    assert stages.train(config, str(tmp_path / "run")).finished
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert abs(losses[0] - np.log(2)) < 1e-4
+    assert losses[-1] < 0.9 * losses[0]
+
+    stages.export(str(tmp_path / "run"), str(tmp_path / "hf"))
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "hf", attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    values.model.checkpoint = str(tmp_path / "hf")
+    exported = config_lib.build(values)
+    arrays = stages.score(exported, str(tmp_path / "logps.npz"), str(tmp_path / "run"))
+    setup = setup_lib.build(exported)
+    cache = setup_lib.cache_directory(exported, str(tmp_path / "run"))
+    source = setup_lib.source(setup, exported.data.path, "", cache)
+    assert isinstance(source, loading.Source)
+    for row, branch in ((0, 0), (3, 1)):
+        example = source[row]
+        prompt, response = example.prompts[0], example.responses[branch]
+        ids = torch.tensor(np.concatenate([prompt, response])[None]).long()
+        suffix = torch.arange(ids.shape[1])[None] >= len(prompt)
+        kinds = suffix if family == "paligemma" else ids == checkpoints.IMAGE_TOKEN
+        pixels = np.stack([source.pixels(number) for number in example.images[0]])
+        with torch.no_grad():
+            logits = model(
+                input_ids=ids,
+                token_type_ids=kinds.long(),
+                pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2),
+            ).logits[0, len(prompt) - 1 : -1]
+        wanted = torch.log_softmax(logits, -1)[range(len(response)), response].numpy()
+        got = arrays["logps"][row, branch, : len(wanted)]
+        np.testing.assert_allclose(got, wanted, atol=1e-4)
