@@ -34,6 +34,7 @@ Branches = Annotated[tuple[int, ...], "branches"]  # a list of names or a patter
 PerAxis = Annotated[Array, "axes"]  # given by axis name or in order, read as float32 [A]
 
 CLEAN = "clean"
+OUTSIDE = -1.0  # in place of a weight: the token stands in no span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +112,12 @@ class Batch(NamedTuple):
     prompt_lengths: Array  # int32 [B, M]
     media: Mapping[str, Array]
     responses: Array  # int32 [B, N, T]
-    mask: Array  # float32 [B, N, T], token weights; 0 = padding; an absent branch is all 0
+    mask: Array  # float32 [B, N, T], 1 = token, 0 = padding; an absent branch is all 0
     labels: Labels
     ref_logps: Array | None = None  # float32 [B, N, T] in nats, or None: computed in the step
+    # {name: float32 [B, N, T]}, the weights that spans of the data give their tokens, OUTSIDE
+    # where no span stands; None where no term reads them.
+    spans: Mapping[str, Array] | None = None
 
 
 class TokenKL(NamedTuple):
@@ -130,18 +134,27 @@ class Logps(NamedTuple):
     ref: Array  # float32 [B, N, T] in nats, no gradient; zeros if the objective needs none
     mask: Array  # float32 [B, N, T]
     kl: TokenKL | None = None  # only where the objective asks for it
+    spans: Mapping[str, Array] | None = None  # as in Batch
+    # float32 [B, N, T] beside the mask, set by a view (objectives/modifiers.py); None = 1. A branch
+    # whose tokens all weigh 0 is there nevertheless: only the mask says what is absent.
+    weights: Array | None = None
+
+    @property
+    def counted(self) -> Array:
+        """How much each token counts: the mask times `weights`. float32 [B, N, T]."""
+        return self.mask if self.weights is None else self.mask * self.weights
 
     def ratio(self, branch: int) -> Array:
         """log pi(y|x) - log pi_ref(y|x) of one branch, summed over its tokens. [B], nats."""
-        return jnp.sum((self.policy - self.ref)[:, branch] * self.mask[:, branch], axis=-1)
+        return jnp.sum((self.policy - self.ref)[:, branch] * self.counted[:, branch], axis=-1)
 
     def total(self, branch: int) -> Array:
         """log pi(y|x) of one branch, summed over its tokens. [B], nats."""
-        return jnp.sum(self.policy[:, branch] * self.mask[:, branch], axis=-1)
+        return jnp.sum(self.policy[:, branch] * self.counted[:, branch], axis=-1)
 
     def length(self, branch: int) -> Array:
         """Token weight of one branch. [B], tokens."""
-        return jnp.sum(self.mask[:, branch], axis=-1)
+        return jnp.sum(self.counted[:, branch], axis=-1)
 
     def present(self, *branches: int) -> Array:
         """1.0 for instances that have all of these branches, else 0.0. [B]."""

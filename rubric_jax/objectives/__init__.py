@@ -182,6 +182,14 @@ class Objective:
             for term in self.terms
         )
 
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """Names of the spans that terms weigh tokens by; what a batch has to carry."""
+        found = [
+            term.modifiers["spans"]["name"] for term in self.terms if "spans" in term.modifiers
+        ]
+        return tuple(sorted(set(found)))
+
     def init_state(self) -> dict[str, Any]:
         """{entry: state} of the terms that have one; part of the train state."""
         return {t.entry: STATES[t.name].init() for t in self.terms if t.name in STATES}

@@ -42,7 +42,7 @@ def token_kl(
     present = logps.present(on)
     loss = _sequence(logps, on, direction)
     if reduce == "mean":
-        loss = loss / jnp.where(present > 0, logps.length(on), 1.0)
+        loss = loss / scores.safe_length(logps, on)
     return jnp.where(present > 0, loss, 0.0), {}
 
 
@@ -88,4 +88,4 @@ def tdpo(
 
 def _sequence(logps: types.Logps, branch: int, direction: str) -> jax.Array:
     """Divergence of one branch, summed over its tokens. [B], nats."""
-    return jnp.sum(getattr(logps.kl, direction)[:, branch] * logps.mask[:, branch], axis=-1)
+    return jnp.sum(getattr(logps.kl, direction)[:, branch] * logps.counted[:, branch], axis=-1)

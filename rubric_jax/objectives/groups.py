@@ -127,7 +127,7 @@ def rwr(
     share = jax.nn.softmax(jnp.where(present, rewards / temperature, -1e30), axis=-1)
     values = logps.total(index)
     if tokens == "mean":
-        values = values / jnp.where(present, logps.length(index), 1.0)
+        values = values / scores.safe_length(logps, index)
     loss = -jnp.sum(jnp.where(present, share * values, 0.0), axis=-1)
     return _finish(loss, present, reward=_mean_over(rewards, present))
 
@@ -209,7 +209,7 @@ def papo(
 def _surrogate(logps, over, gain, clip, beta_kl, behaviour, tokens):
     """The clipped objective and the k3 penalty under advantages [B, K]."""
     index, present = np.asarray(over), lists.present_of(logps, over)
-    mask = logps.mask[:, index]  # [B, K, T]
+    mask, counted = logps.mask[:, index], logps.counted[:, index]  # [B, K, T]
     # What stands in the padding could overflow before the mask takes it out.
     policy = jnp.where(mask != 0, logps.policy[:, index], 0.0)
     ref = jnp.where(mask != 0, logps.ref[:, index], 0.0)
@@ -219,24 +219,24 @@ def _surrogate(logps, over, gain, clip, beta_kl, behaviour, tokens):
     held = jnp.clip(ratio, 1 - clip, 1 + clip)
     divergence = k3(ref - policy)
     losses = -jnp.minimum(ratio * gain, held * gain) + beta_kl * divergence  # [B, K, T]
-    loss = _over_tokens(losses, mask, present, tokens)
+    loss = _over_tokens(losses, counted, present, tokens)
     clipped = (held * gain < ratio * gain).astype(loss.dtype)
     return _finish(
         loss,
         present,
-        kl=_over_tokens(divergence, mask, present, "group"),
-        clipped=_over_tokens(clipped, mask, present, "group"),
+        kl=_over_tokens(divergence, counted, present, "group"),
+        clipped=_over_tokens(clipped, counted, present, "group"),
     )
 
 
-def _over_tokens(values, mask, present, tokens):
+def _over_tokens(values, counted, present, tokens):
     """[B, K, T] -> [B]."""
-    sums, lengths = jnp.sum(values * mask, axis=-1), jnp.sum(mask, axis=-1)  # [B, K]
+    sums, lengths = jnp.sum(values * counted, axis=-1), jnp.sum(counted, axis=-1)  # [B, K]
     if tokens == "group":
         total = jnp.sum(lengths, axis=-1)
         return jnp.sum(sums, axis=-1) / jnp.where(total != 0, total, 1.0)
     if tokens == "mean":
-        sums = sums / jnp.where(present, lengths, 1.0)
+        sums = sums / jnp.where(lengths != 0, lengths, 1.0)
     return _mean_over(sums, present)
 
 

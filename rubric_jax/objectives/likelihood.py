@@ -37,13 +37,13 @@ def nll(
     """
     del labels
     present = logps.present(on)
-    total, length = logps.total(on), jnp.where(present > 0, logps.length(on), 1.0)  # [B]
+    total, length = logps.total(on), scores.safe_length(logps, on)  # [B]
     if reduce == "sum":
         loss = -total
     elif reduce == "mean":
         loss = -total / length
     else:
-        tokens = jnp.maximum(jnp.sum(length * present), 1.0)  # an empty batch has none
+        tokens = jnp.maximum(jnp.sum(logps.length(on)), 1.0)  # an empty batch has none
         loss = -total * (jnp.sum(present) / tokens)
     return jnp.where(present > 0, loss, 0.0), {}
 

@@ -211,7 +211,7 @@ def pro(
     index = np.asarray(over)
     rewards = _rewards(labels, over, weights)
     totals = logps.total(index)  # [B, K]
-    means = totals / jnp.where(present, logps.length(index), 1.0)
+    means = totals / scores.safe_length(logps, index)
     order = jnp.argsort(jnp.where(present, -rewards, jnp.inf), axis=-1)  # stable, absent last
     rewards, means, totals = (
         jnp.take_along_axis(x, order, axis=-1) for x in (rewards, means, totals)

@@ -3,7 +3,7 @@
 A view changes what the term sees, in the order of the config; it returns (logps, labels):
 
   ld             LD-DPO: tokens beyond the shorter response count less
-  unweighted     every token counts 1, whatever its weight in the mask
+  spans          tokens of spans that the data name weigh more or less
   reward_margin  a margin in proportion to the reward gap (ODPO)
   gated_margin   the same, where additional axes count only if every essential one passes
   length_margin  a margin against the longer response (R-DPO)
@@ -52,12 +52,34 @@ def ld(
     return logps._replace(mask=mask), labels
 
 
-def unweighted(logps: types.Logps, labels: types.Labels):
-    """Makes every token weight 1: for a plain term beside a token-weighted one.
+def spans(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    inside: float = 1.0,
+    outside: float = 1.0,
+    name: str = "",
+):
+    """Weighs tokens by spans that the data name (columns <response>_spans, docs/data.md).
 
-    Tokens of weight 0 stay out: nothing tells them from padding.
+    weight = inside * (weight of the token's span),   and `outside` for a token of no span
+
+    Only this term sees the weights. A branch whose tokens all weigh 0 has the log-ratio 0, and is
+    not absent: with `outside` 0, `dpo` is log 2 where two responses name no span.
+
+    Args:
+      inside, outside: >= 0.
+      name: of the spans, where the data have several kinds.
     """
-    return logps._replace(mask=(logps.mask != 0).astype(logps.mask.dtype)), labels
+    if logps.spans is None or name not in logps.spans:
+        there = ", ".join(map(repr, logps.spans or ())) or "none"
+        raise ValueError(
+            f"The batch has no spans named {name!r} (it has {there}); load it with "
+            "spans=objective.spans."
+        )
+    given = jnp.asarray(logps.spans[name])
+    weights = jnp.where(given == types.OUTSIDE, outside, inside * given)
+    return logps._replace(weights=weights.astype(logps.mask.dtype)), labels
 
 
 def reward_margin(
@@ -191,7 +213,7 @@ def consistent(
 
 VIEWS = {
     "ld": ld,
-    "unweighted": unweighted,
+    "spans": spans,
     "reward_margin": reward_margin,
     "gated_margin": gated_margin,
     "length_margin": length_margin,

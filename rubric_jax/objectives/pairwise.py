@@ -81,7 +81,7 @@ def sigmoid_norm(
     logit = beta * (score of win / |win| - score of lose / |lose|) - margin
     loss  = -log sigmoid(logit)                            Lambert et al., arXiv:2411.15124
 
-    |.| is the branch's token weight: with weights w_t in the mask the score is
+    |.| is the branch's token weight: with token weights w_t the score is
     sum w_t d_t / sum w_t, the normalised token-weighted form. Wants a larger beta than `dpo`.
     """
     sides = [

@@ -46,12 +46,12 @@ def divergence_score(ratio: jax.Array, divergence: Divergence, alpha: float) -> 
 
 
 def mean_logp(logps: types.Logps, branch: types.Branch) -> jax.Array:
-    """Log-probability per token of one branch, weighted by the mask; 0 where absent. [B], nats."""
+    """Log-probability per token of one branch, by token weight; 0 where absent. [B], nats."""
     return logps.total(branch) / safe_length(logps, branch)
 
 
 def safe_length(logps: types.Logps, branch: types.Branch) -> jax.Array:
-    """Token weight of one branch, 1 where it is absent. [B]."""
+    """Token weight of one branch, 1 where it has none. [B]."""
     length = logps.length(branch)
     return jnp.where(length != 0, length, 1.0)
 

@@ -16,6 +16,8 @@ REF = [
     [[-1.2, -0.9, -1.8], [-0.6, -1.2, -1.4, -0.5], [-1.3, -1.0, -2.0], [-0.5, -0.6]],
     [[-0.2, -0.5], [-2.5, -1.2, -0.6], [-0.7, -1.3], [-1.0]],
 ]
+# Token weights of spans; elsewhere, and on the other branches, there is none.
+SPANS = [[{0: 2.5}, {1: 2.5, 2: 2.5}], [{1: 2.0}, {2: 2.0}]]
 # MODPO, A = 3: the pairs are ordered by axis 0 and axis 2.
 AXIS = [0, 2]
 REWARDS = [[[1.0, 0.0, 0.5], [0.5, 1.0, 0.5]], [[0.0, 1.0, 1.0], [0.5, 0.0, 0.5]]]
@@ -39,11 +41,16 @@ def fixture_p(dtype=np.float64, fill=0.0):
             for scale in (0.1, 0.2)
         )
     )
+    spans = np.full(mask.shape, types.OUTSIDE, dtype)
+    for b, row in enumerate(SPANS):
+        for n, tokens in enumerate(row):
+            spans[b, n, list(tokens)] = list(tokens.values())
     logps = types.Logps(
         _pad(POLICY, fill).astype(dtype),
         _pad(REF, -fill).astype(dtype),
         mask.astype(dtype),
         types.TokenKL(*(values.astype(dtype) for values in kl)),
+        {"": spans},
     )
     rewards = np.zeros((2, 4, 3), dtype)
     rewards[:, :2] = REWARDS

@@ -1,10 +1,12 @@
 """What goes around a term, by hand: token weights, margins and factors."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rubric_jax import objectives, types
-from rubric_jax.objectives import likelihood, modifiers, pairwise, reference_free
+from rubric_jax.objectives import modifiers, pairwise, reference_free
 
 PAIR = {"win": 0, "lose": 1}
 OMEGA = [[[2.5, 1.0, 1.0], [1.0, 2.5, 2.5, 1.0]], [[1.0, 2.0], [1.0, 1.0, 2.0]]]
@@ -39,27 +41,89 @@ def test_token_weights_by_hand(pairs, close, term, weights, knobs, expected):
     close(term(weigh(logps, weights), labels, **PAIR, **knobs)[0], expected)
 
 
-def test_a_plain_term_beside_a_weighted_one_by_hand(pairs, close):
-    logps, labels = pairs
-    logps = weigh(logps, OMEGA)
-    pair = reference_free.simpo(logps, labels, **PAIR, beta=5.0, gamma=2.5)[0]
-    nll = likelihood.nll(*modifiers.unweighted(logps, labels), on=0)[0]
-    close(pair + 2 * nll, [4.7015061959, 2.3530315078])
+def through_spans(spec, logps, labels):
+    layout = types.Layout.of(("chosen", "rejected", "chosen@corrupted", "reference_answer"))
+    objective = objectives.build({"it": {**spec, "win": "chosen", "lose": "rejected"}}, layout)
+    assert objective.spans == ("",)
+    return np.asarray(objective(objective.knobs, {}, logps, labels)[0])
 
 
-def test_token_weights_through_a_config(make_pairs):
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [  # the weights of OMEGA, as the mask has them above
+        ({"term": "dpo", "beta": 0.1, "with": {"spans": {}}}, [0.6349461016, 0.7871917248]),
+        (
+            {"term": "sigmoid_norm", "beta": 0.1, "with": {"spans": {}}},
+            [0.6818623751, 0.7188868159],
+        ),
+    ],
+)
+def test_spans_by_hand(pairs32, spec, expected):
+    np.testing.assert_allclose(through_spans(spec, *pairs32), expected, atol=2e-6)
+
+
+def test_weights_inside_and_outside_of_spans_by_hand(pairs64):
+    """Row 0: chosen 2 x 2.5 (0.2), rejected 5 (-0.3 + 0.3); outside 0.5 of the other tokens."""
+    logps, labels = pairs64
+    seen, _ = modifiers.spans(logps, labels, inside=2.0, outside=0.5)
+    np.testing.assert_allclose(seen.weights[0, :2], [[5, 0.5, 0.5, 0.5], [0.5, 5, 5, 0.5]])
+    np.testing.assert_allclose(seen.ratio(0)[0], 5 * 0.2 + 0.5 * (0.4 - 0.2), rtol=1e-9)
+    np.testing.assert_allclose(seen.ratio(1)[0], 0.5 * (-0.1 - 0.4), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(seen.mask, logps.mask)
+
+
+def test_where_no_span_stands_only_the_others_gradient_is_left(pairs64):
+    """Differing spans alone (outside 0): without any the loss is log 2, and not absent."""
+    logps, labels = pairs64
+    table = np.array(logps.spans[""])
+    table[0, :2] = types.OUTSIDE
+    table[1, 0] = types.OUTSIDE
+    seen, _ = modifiers.spans(logps._replace(spans={"": table}), labels, outside=0.0)
+    loss, _ = pairwise.dpo(seen, labels, **PAIR, beta=0.1)
+    # Row 1 keeps the last token of rejected, twice: log-ratio 2 x 0.2.
+    np.testing.assert_allclose(loss, np.log1p(np.exp([0.0, 0.1 * 0.4])), rtol=1e-9)
+    np.testing.assert_array_equal(seen.present(0, 1), [1, 1])
+
+    def total(shift):
+        moved = np.asarray(logps.policy) + shift[:, :, None]
+        return pairwise.dpo(seen._replace(policy=moved), labels, **PAIR, beta=0.1)[0].sum()
+
+    slopes = jax.grad(total)(jnp.zeros((2, 4)))
+    np.testing.assert_array_equal(slopes[:, 0], [0, 0])
+    assert slopes[0, 1] == 0
+    assert slopes[1, 1] > 0
+
+
+def test_a_plain_term_beside_a_weighted_one_by_hand(make_pairs):
     logps, labels = make_pairs(np.float32)
     pair = {"win": "chosen", "lose": "rejected"}
     objective = objectives.build(
         {
-            "simpo": {**pair, "beta": 5.0, "gamma": 2.5},
-            "nll": {"on": "chosen", "weight": 2.0, "with": {"unweighted": {}}},
+            "simpo": {**pair, "beta": 5.0, "gamma": 2.5, "with": {"spans": {}}},
+            "nll": {"on": "chosen", "weight": 2.0},
         },
         types.Layout.of(("chosen", "rejected", "chosen@corrupted", "reference_answer")),
     )
-    loss, _, _ = objective(objective.knobs, {}, weigh(logps, OMEGA), labels)
+    loss, _, _ = objective(objective.knobs, {}, logps, labels)
     np.testing.assert_allclose(loss, [4.7015061959, 2.3530315078], atol=2e-6)
     assert objective.needs_reference is False
+
+
+def test_the_same_term_with_and_without_spans(pairs32):
+    logps, labels = pairs32
+    pair = {"term": "dpo", "win": "chosen", "lose": "rejected", "beta": 0.1}
+    layout = types.Layout.of(("chosen", "rejected", "chosen@corrupted", "reference_answer"))
+    objective = objectives.build({"a": {**pair, "with": {"spans": {}}}, "b": pair}, layout)
+    _, metrics, _ = objective(objective.knobs, {}, logps, labels)
+    np.testing.assert_allclose(metrics["loss/a"], [0.6349461016, 0.7871917248], atol=2e-6)
+    np.testing.assert_allclose(metrics["loss/b"], [0.6491593390, 0.7602581947], atol=2e-6)
+
+
+def test_spans_that_the_batch_lacks_are_named(pairs64):
+    logps, labels = pairs64
+    for given, found in ((logps.spans, "''"), (None, "none")):
+        with pytest.raises(ValueError, match=rf"no spans named 'colour' \(it has {found}\)"):
+            modifiers.spans(logps._replace(spans=given), labels, name="colour")
 
 
 def test_ld_weighs_the_tail_of_the_longer_response(pairs64):

@@ -101,7 +101,7 @@ VARIANTS = {  # and one for each further way to set it up
     "grpo, group": {**LIST, "beta_kl": 0.1, "tokens": "group", "apart": True},
     "grpo, sum": {**LIST, "beta_kl": 0.1, "tokens": "sum"},
     "dpo with ld": {**PAIR, "with": {"ld": {"tail": 0.3}}},
-    "dpo with unweighted": {**PAIR, "with": {"unweighted": {}}},
+    "dpo with spans": {**PAIR, "with": {"spans": {"inside": 2.0, "outside": 0.5}}},
     "dpo with reward_margin": {**PAIR, "with": {"reward_margin": {"weights": WEIGHTS}}},
     "dpo with gated_margin": {
         **PAIR,
@@ -147,6 +147,8 @@ def evaluate(case, logps, labels):
 
     What goes into the divergences, which the policy decides too, is added to the gradient.
     """
+    if logps.weights is None:
+        logps = logps._replace(weights=np.ones_like(logps.mask))
     (_, (loss, metrics)), (gradient, into_rewards, into_kl) = _compiled(case)(
         logps.policy, labels.rewards, logps.kl, logps, labels
     )
@@ -305,6 +307,27 @@ def test_every_term_ignores_branches_that_it_does_not_name(case, pairs32):
     mask[:, [n not in named(objective_of(case)) for n in range(4)]] = 0
     found = evaluate(case, logps._replace(mask=mask), labels)[0]
     np.testing.assert_array_equal(found, evaluate(case, *pairs32)[0])
+
+
+def test_every_term_weighs_tokens_as_the_mask_would(case, pairs32):
+    if "spans" in CASES[case].get("with", {}):
+        return  # gives weights of its own
+    logps, labels = pairs32
+    weights = np.linspace(0.5, 2.0, logps.mask.size, dtype=np.float32).reshape(logps.mask.shape)
+    by_weight = evaluate(case, logps._replace(weights=weights), labels)
+    by_mask = evaluate(case, logps._replace(mask=logps.mask * weights), labels)
+    for found, expected in zip((by_weight[0], by_weight[2]), (by_mask[0], by_mask[2]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_every_term_is_finite_where_no_token_of_a_branch_has_weight(case, pairs32):
+    logps, labels = pairs32
+    weights = np.ones_like(logps.mask)
+    weights[0, 0] = weights[1, :2] = 0
+    loss, metrics, gradient, _ = evaluate(case, logps._replace(weights=weights), labels)
+    assert np.isfinite(loss).all()
+    assert np.isfinite(gradient).all()
+    assert all(np.isfinite(value).all() for value in metrics.values())
 
 
 @pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))

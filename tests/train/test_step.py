@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rubric_jax import paths
+from rubric_jax import paths, types
 from rubric_jax.train import step as step_lib
 from tests.train import steps
 
@@ -101,6 +101,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, mesh):
     whole = dpo()
     parts = steps.case(steps.DPO, accumulate=accumulate, mesh=mesh, trainable=FROZEN_TOWER)
     steps.assert_close(parts.run(prepared(parts)), whole.run(prepared(whole)))
+
+
+@pytest.mark.slow
+def test_spans_act_in_every_microbatch_as_a_mask_of_their_weights():
+    around = {"with": {"spans": {"inside": 2.0, "outside": 0.5}}}
+    parts = steps.case(
+        {"dpo": {**steps.PAIR, **around}}, accumulate=2, mesh=(1, 2, 2), trainable=FROZEN_TOWER
+    )
+    batch = steps.batch(parts, rows=8, seed=1)
+    given = np.random.default_rng(0).choice([types.OUTSIDE, 0.5, 3.0], batch.mask.shape)
+    spanned = parts.run(batch._replace(spans={"": given.astype(np.float32)}))
+    weights = np.where(given == types.OUTSIDE, 0.5, 2.0 * given).astype(np.float32)
+    masked = dpo().run(steps.batch(dpo(), rows=8, seed=1)._replace(mask=batch.mask * weights))
+    steps.assert_close(spanned[0].params, masked[0].params)
+    np.testing.assert_allclose(spanned[1]["loss"], masked[1]["loss"], rtol=1e-5)
 
 
 def test_microbatches_keep_rows_with_their_images():
