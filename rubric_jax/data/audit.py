@@ -17,6 +17,7 @@ _ORIGINS = {
     "column": "from a column",
     "corruption": "made of the row's own",
     "unchanged": "left as they are by the corruption",
+    "shared": "the row's own, under a prompt of the context's own",
     "own": "the row's own, for want of others",
 }
 
@@ -83,6 +84,12 @@ def _rows(counts, axes: Sequence[str]) -> rich.table.Table:
     for context, origins in counts.contexts.items():
         for origin, number in sorted(origins.items()):
             made.add_row(f"images of {context}: {_ORIGINS[origin]}", str(number))
+    for context, number in counts.prompts.items():
+        made.add_row(f"prompts of {context}: from a column", str(number))
+    for name, number in counts.spans.items():
+        made.add_row(f"with spans {name}".rstrip(), str(number))
+    if counts.spans:
+        made.add_row("spans that no token is left of", str(counts.cut_spans))
     made.add_row("responses cut", str(counts.cut))
     made.add_row("images, distinct", f"{counts.images}, {counts.distinct_images}")
     return made

@@ -12,13 +12,14 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import images, pictures, processing, reading
+from rubric_jax.data import spans as spans_lib
 from rubric_jax.data.corruptions import placeholders
 
 EXAMPLES = 3  # rows named per cause of dropping
@@ -39,8 +40,22 @@ class Counts:
     distinct_images: int
     unread: tuple[str, ...]  # columns that nothing reads
     # context -> kept rows whose images there came from: column, corruption, unchanged (a corruption
-    # that left them as they were), own (for want of others)
+    # that left them as they were), shared (the row's own, under the context's own prompt), own (for
+    # want of others)
     contexts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    prompts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # context -> kept rows
+    # that give it a prompt of its own
+    spans: Mapping[str, int] = dataclasses.field(default_factory=dict)  # name -> kept rows with
+    # spans of that name; records count the names in this order
+    cut_spans: int = 0  # spans that no token of a response is left of
+
+
+class Coded(NamedTuple):
+    """A context of a row in tokens."""
+
+    prompt: np.ndarray  # int32 [P]
+    responses: Mapping[str, np.ndarray]  # int32 [T] by response
+    offsets: Mapping[str, np.ndarray]  # int [T, 2] by response that has spans; see processing
 
 
 class Dropped(Exception):
@@ -60,6 +75,8 @@ class Encoder:
         self.config, self.layout, self.processor, self.album = config, layout, processor, album
         self.image_ids: dict[str, int] = {}  # hash -> number of the stored image
         self.rows = self.cut = self.unrewarded = self.fell_back = self.uses = 0
+        self.cut_spans = 0
+        self.spans: dict[str, int] = {}  # name -> rows
         self.dropped: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, list[str]] = collections.defaultdict(list)
         self.unread: set[str] = set()
@@ -70,6 +87,7 @@ class Encoder:
         self._keys = bytearray()
         others = [context for context in layout.contexts if context != types.CLEAN]
         self.origins = {context: collections.Counter() for context in others}
+        self.prompts: collections.Counter[str] = collections.Counter()
 
     def records(self, rows: Iterator[reading.Row]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields ('images', record) before the first ('rows', record) that uses the image."""
@@ -79,8 +97,7 @@ class Encoder:
             try:
                 record = self._encode(row, found)
             except processing.FieldError as error:
-                field = row.image_field[types.CLEAN] if error.field == "images" else error.field
-                raise row.error(field, error.message) from error
+                raise row.error(error.field, error.message) from error
             except Dropped as drop:
                 cause, field, message = drop.args
                 self.dropped[cause] += 1
@@ -111,6 +128,9 @@ class Encoder:
             distinct_images=len(self.image_ids),
             unread=tuple(sorted(self.unread)),
             contexts={context: dict(counter) for context, counter in self.origins.items()},
+            prompts=dict(self.prompts),
+            spans=self.spans,
+            cut_spans=self.cut_spans,
         )
 
     def index(self) -> dict[str, np.ndarray]:
@@ -130,29 +150,10 @@ class Encoder:
         for name, response in row.responses.items():
             if not _text(response).strip():
                 raise Dropped("empty response", name, "is empty; write a response.")
-        prompts, coded = [], []
-        for context in self.layout.contexts:
-            if found[context] is None:
-                raise Dropped(
-                    "no partner",
-                    row.image_field[context],
-                    f"no other row has as many other pictures to lend to the context {context!r}.",
-                )
-            gone = {i for i, picture in enumerate(found[context]) if picture is None}
-            prompt = placeholders.without(row.prompt, gone, self.processor.image_text)
-            # Only `.size` of an image counts here.
-            used = _kept(found[context])
-            prompt, responses = self.processor.encode(prompt, row.responses, used)
-            prompts.append(prompt)
-            coded.append(responses)
-            if len(prompt) > self.config.max_prompt:
-                raise Dropped(
-                    "long prompt",
-                    "prompt",
-                    f"has {len(prompt)} tokens with its images, config.data.max_prompt is "
-                    f"{self.config.max_prompt}; raise it or shorten the prompt.",
-                )
-        whole = [coded[m][r] for m, r in zip(self.layout.context_of, self.layout.responses)]
+        coded = [self._coded(row, m, found) for m in range(len(self.layout.contexts))]
+        whole = [
+            coded[m].responses[r] for m, r in zip(self.layout.context_of, self.layout.responses)
+        ]
         responses = [ids[: self.config.max_response] for ids in whole]
         for name, ids in zip(self.layout.responses, responses, strict=True):
             if not len(ids):
@@ -161,7 +162,64 @@ class Encoder:
         # A response that two branches read is cut once.
         names = dict(zip(self.layout.responses, whole, strict=True))
         self.cut += sum(len(ids) > self.config.max_response for ids in names.values())
-        return self._record(row, prompts, responses, found)
+        record = self._record(row, [part.prompt for part in coded], responses, found)
+        return record | self._spans(row, coded, responses)
+
+    def _coded(self, row: reading.Row, m: int, found: pictures.Found) -> Coded:
+        """What a context reads: its own prompt and pictures, and the responses behind them."""
+        context = self.layout.contexts[m]
+        if found[context] is None:
+            raise Dropped(
+                "no partner",
+                row.image_field[context],
+                f"no other row has as many other pictures to lend to the context {context!r}.",
+            )
+        gone = {i for i, picture in enumerate(found[context]) if picture is None}
+        prompt = placeholders.without(row.prompts[context], gone, self.processor.image_text)
+        used = _kept(found[context])  # only `.size` of an image counts here
+        spanned = {
+            self.layout.responses[n]
+            for n in self.layout.branches_of(m)
+            if row.spans[self.layout.branches[n]]
+        }
+        try:
+            ids, responses = self.processor.encode(prompt, row.responses, used)
+            offsets = {
+                name: self.processor.offsets(name, prompt, row.responses, used) for name in spanned
+            }
+        except processing.FieldError as error:
+            raise _named(error, row, context) from error
+        if len(ids) > self.config.max_prompt:
+            raise Dropped(
+                "long prompt",
+                row.prompt_field[context],
+                f"has {len(ids)} tokens with its images, config.data.max_prompt is "
+                f"{self.config.max_prompt}; raise it or shorten the prompt.",
+            )
+        return Coded(ids, responses, offsets)
+
+    def _spans(self, row: reading.Row, coded: list[Coded], responses) -> dict[str, Any]:
+        """span_names and span_weights of a record."""
+        layout, tokens = self.layout, []
+        for n, (branch, m, name) in enumerate(
+            zip(layout.branches, layout.context_of, layout.responses, strict=True)
+        ):
+            spans = row.spans[branch]
+            offsets = coded[m].offsets.get(name, np.zeros((len(responses[n]), 2), np.int64))
+            tokens.append((spans, offsets[: len(responses[n])]))
+            self.cut_spans += sum(not spans_lib.touched(s, tokens[-1][1]).any() for s in spans)
+        names = dict.fromkeys(span.name for spans, _ in tokens for span in spans)
+        numbers = []
+        for name in names:
+            self.spans[name] = self.spans.get(name, 0) + 1
+            numbers.append(list(self.spans).index(name))
+        weights = [
+            spans_lib.weights(spans, name, offsets) for name in names for spans, offsets in tokens
+        ]
+        return {
+            "span_names": np.array(numbers, np.int32),
+            "span_weights": np.concatenate([np.zeros(0, np.float32), *weights]),
+        }
 
     def _check_differ(self, responses: list[np.ndarray]) -> None:
         """Drops a row whose branches do not differ under a context.
@@ -228,12 +286,33 @@ class Encoder:
 
     def _note_origins(self, row: reading.Row, found: pictures.Found) -> None:
         for context, counter in self.origins.items():
+            if row.prompt_field[context] != "prompt":
+                self.prompts[context] += 1
             if context in row.made:
                 here, own = _kept(found[context]), found[pictures.OWN]
                 same = [picture.hash for picture in here] == [picture.hash for picture in own]
                 counter["unchanged" if same else "corruption"] += 1
+            elif context in row.fallback:
+                counter["own"] += 1
             else:
-                counter["own" if context in row.fallback else "column"] += 1
+                shared = row.image_field[context] == row.image_field[types.CLEAN]
+                counter["shared" if shared else "column"] += 1
+
+
+def _named(error: processing.FieldError, row: reading.Row, context: str) -> processing.FieldError:
+    """The error under the name of the column that the context reads."""
+    prompt, pictures = row.prompt_field[context], row.image_field[context]
+    if error.field == "prompt":
+        return processing.FieldError(prompt, error.message)
+    if error.field != "images":
+        return error
+    if prompt == "prompt":
+        return processing.FieldError(pictures, error.message)
+    return processing.FieldError(
+        prompt,
+        f"{error.message} The context {context!r} reads the images of the column {pictures!r}; "
+        f"`{context}_images` gives it others ([] = none).",
+    )
 
 
 def _kept(found: list[pictures.Picture | None]) -> list[pictures.Picture]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -40,6 +40,7 @@ class Example(NamedTuple):
     prompts: tuple[np.ndarray, ...]  # M x int32 [P_m]
     responses: tuple[np.ndarray, ...]  # N x int32 [T_n]
     images: tuple[tuple[int, ...], ...]  # per context the numbers of its images
+    spans: Mapping[str, tuple[np.ndarray, ...]]  # name -> N x float32 [T_n], as types.Batch.spans
     rewards: np.ndarray  # float32 [N, A]; 0 where nothing is known
     has_rewards: bool
     axis: int
@@ -81,6 +82,7 @@ class Source:
             images=tuple(
                 tuple(map(int, part)) for part in _split(record["images"], record["image_counts"])
             ),
+            spans=self._spans(record),
             rewards=np.asarray(record["rewards"], np.float32).reshape(
                 len(self.prepared.layout.branches), len(self.prepared.axes)
             ),
@@ -90,6 +92,17 @@ class Source:
             margin=record["margin"],
             keys=tuple(key.decode() for key in record["keys"]),
         )
+
+    def _spans(self, record) -> dict[str, tuple[np.ndarray, ...]]:
+        if not len(record["span_names"]):
+            return {}
+        names = list(self.prepared.counts.spans)
+        parts = np.split(np.asarray(record["span_weights"], np.float32), len(record["span_names"]))
+        ends = np.cumsum(record["response_lengths"])[:-1]
+        return {
+            names[number]: tuple(np.split(part, ends))
+            for number, part in zip(record["span_names"], parts, strict=True)
+        }
 
     def image(self, number: int):
         """A stored image, decoded (PIL)."""
@@ -123,6 +136,7 @@ def batches(
     start: int = 0,
     stop: int | None = None,
     references: references_lib.References | None = None,
+    spans: Sequence[str] = (),
     workers: int = 0,
     prefetch: int = 2,
 ) -> grain.DatasetIterator:
@@ -136,6 +150,7 @@ def batches(
         rows and groups / processes groups.
       stop: the step before which to end; None = never.
       references: fills Batch.ref_logps; without it the field is None.
+      spans: names of the spans that fill Batch.spans; without any the field is None.
       workers: loader processes; 0 = threads of this one.
       prefetch: batches ready ahead (per worker).
 
@@ -153,7 +168,7 @@ def batches(
             f"{plan.batch_size} rows in {plan.groups} groups do not split over {processes} "
             "processes; make config.train.batch_size and the data shards multiples of them."
         )
-    steps = _Steps(source, plan, media, process, processes, references, start, stop)
+    steps = _Steps(source, plan, media, process, processes, references, tuple(spans), start, stop)
     threads = max(1, min(prefetch, 4))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, 1))
     dataset = grain.MapDataset.source(steps).to_iter_dataset(options)
@@ -178,6 +193,7 @@ class _Steps:
     process: int
     processes: int
     references: references_lib.References | None
+    spans: tuple[str, ...]
     start: int
     stop: int | None
 
@@ -189,7 +205,16 @@ class _Steps:
         rows = np.split(rows, self.processes)[self.process]
         examples = [None if row < 0 else self.source[row] for row in rows]
         groups = self.plan.groups // self.processes
-        return collate(self.source, examples, shape, groups, self.media, self.references), rows
+        made = collate(
+            self.source,
+            examples,
+            shape,
+            groups,
+            self.media,
+            references=self.references,
+            spans=self.spans,
+        )
+        return made, rows
 
 
 def collate(
@@ -198,7 +223,9 @@ def collate(
     shape: planning.Shape,
     groups: int,
     media: Media,
+    *,
     references: references_lib.References | None = None,
+    spans: Sequence[str] = (),
 ) -> types.Batch:
     """Pads examples to a shape; None is a padding row, all zeros. Images are shared in a group."""
     layout, axes = source.prepared.layout, source.prepared.axes
@@ -229,6 +256,7 @@ def collate(
         mask=mask,
         labels=types.Labels(rewards, weight, margin, axis),
         ref_logps=_ref_logps(examples, mask, references) if references else None,
+        spans=_spans(examples, mask.shape, spans) if spans else None,
     )
 
 
@@ -257,6 +285,16 @@ def _ref_logps(examples, mask: np.ndarray, references) -> np.ndarray:
             )
         ref[b, n, :length] = logps
     return ref
+
+
+def _spans(examples, shape: tuple[int, ...], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """{name: float32 [B, N, T]}, OUTSIDE where no span stands."""
+    made = {name: np.full(shape, types.OUTSIDE, np.float32) for name in names}
+    for name, table in made.items():
+        for b, example in enumerate(examples):
+            for n, weights in enumerate(example.spans.get(name, ()) if example else ()):
+                table[b, n, : len(weights)] = weights
+    return made
 
 
 def _split(values, lengths) -> tuple[np.ndarray, ...]:

@@ -45,7 +45,7 @@ from rubric_jax.data import (
     sources,
 )
 
-FORMAT = 2  # goes up when records change their meaning
+FORMAT = 3  # goes up when records change their meaning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

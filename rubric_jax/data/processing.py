@@ -45,6 +45,7 @@ _FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+_MARK = "\ue000"  # private use: stands in for a text to see where a template puts it
 _ROLES = ("system", "user", "assistant", "tool")
 
 Messages = Sequence[Mapping[str, Any]]
@@ -125,6 +126,36 @@ class Processor:
         text = parts[0] + "".join(next(expand) + part for part in parts[1:])
         return self._ids(text), {name: self._ids(response) for name, response in texts.items()}
 
+    def offsets(
+        self,
+        name: str,
+        prompt: str | Messages,
+        responses: Mapping[str, str | Messages],
+        images: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+    ) -> np.ndarray:
+        """int [T, 2], where each token of a response begins and ends in its text (`answer`).
+
+        Tokens of what the template puts around the text lie outside of it: below 0 or behind its
+        end. The response is one of those that `encode` was given, with the same arguments.
+
+        Raises:
+          FieldError: a tokenizer or a chat template that does not tell.
+        """
+        if not self.hf.tokenizer.is_fast:
+            raise FieldError(
+                f"{name}_spans",
+                "need a tokenizer that knows the place of its tokens; add tokenizer.json to the "
+                "checkpoint, or remove the column.",
+            )
+        rendered, shift = responses[name], 0
+        if not isinstance(prompt, str):
+            text, texts = self._render(prompt, responses, images, tools)
+            rendered = texts[name]
+            shift = self._start(name, prompt, responses[name], images, tools) - len(text)
+        found = self.hf.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        return np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2) - shift
+
     def pixels(self, image: PIL.Image.Image) -> np.ndarray:
         """Float32 [H, W, 3], normalised as the checkpoint's image processor does."""
         values = self.hf.image_processor(image, return_tensors="np")["pixel_values"][0]
@@ -174,6 +205,31 @@ class Processor:
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, whole[name]))
             text = "".join(character for character, _ in same)
         return text, {name: rendered[len(text) :] for name, rendered in whole.items()}
+
+    def _start(self, name, prompt, response, images, tools) -> int:
+        """Where the text of a response begins in the rendered conversation."""
+        blocks = [
+            *_blocks("prompt", prompt, images, self.image_text),
+            *_blocks(name, response, (), self.image_text),
+        ]
+        place, text = answer(name, response)
+        place += len(prompt)
+        marked = [*blocks]
+        marked[place] = {**blocks[place], "content": [{"type": "text", "text": _MARK}]}
+        whole, front = (
+            self._apply(name, messages, tools=list(tools) if tools else None)
+            for messages in (blocks, marked)
+        )
+        start = front.find(_MARK)
+        lost = len(text) - len(text.lstrip())  # of a template that strips
+        for shift in (0, lost):
+            if start >= 0 and whole[start:].startswith(text[shift:].rstrip()):
+                return start - shift
+        raise FieldError(
+            f"{name}_spans",
+            "cannot be found in the conversation: the chat template changes the text of the "
+            "message. Remove the column, or write prompt and responses as strings.",
+        )
 
     def _apply(self, field: str, messages: list, **options) -> str:
         try:
@@ -233,6 +289,29 @@ def text_of(messages: Messages) -> str:
         blocks = content if isinstance(content, list) else [{"text": content}]
         parts += [str(block.get("text", "")) for block in blocks if isinstance(block, Mapping)]
     return "".join(parts)
+
+
+def answer(field: str, response: str | Messages) -> tuple[int, str]:
+    """(its message, the text of a response): of messages, the last assistant message's text.
+
+    Raises:
+      FieldError: no assistant message with one text.
+    """
+    if isinstance(response, str):
+        return 0, response
+    for place in reversed(range(len(response))):
+        if response[place].get("role") == "assistant":
+            content = response[place].get("content")
+            texts = (
+                [content]
+                if isinstance(content, str)
+                else [block.get("text") for block in content or () if isinstance(block, Mapping)]
+            )
+            if len(texts) == 1 and isinstance(texts[0], str):
+                return place, texts[0]
+    raise FieldError(
+        field, "needs a last assistant message with one text, whose characters it counts."
+    )
 
 
 def _blocks(field: str, messages: Messages, images: Sequence[Any], image_text: str) -> list[dict]:

@@ -13,6 +13,9 @@ TRL's preference layout, one row per line or record:
   rejected_images  images of the context `corrupted` (also: corrupted_images; in general
                    <context>_images); a row without it reads its own images there, or what
                    config.data.contexts makes of them
+  <context>_prompt text or messages, the prompt of a context other than `clean`; a row without it
+                   reads its own prompt there
+  <response>_spans tokens that weigh more or less (see spans.py); <branch>_spans goes before it
   <response>_rewards   axis -> number in [0, 1]; <branch>_rewards, such as chosen@corrupted_rewards,
                    goes before it
   axis, weight, margin, id   the axis that ordered the pair, >= 0, any number, any name
@@ -30,6 +33,7 @@ import numpy as np
 from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import corruptions, images, processing, sources
+from rubric_jax.data import spans as spans_lib
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -42,13 +46,16 @@ class Row:
     number: int  # line of a JSON Lines file, else row, from 1
     id: str  # column `id`, else the number
     prompt: str | list
+    prompts: Mapping[str, str | list]  # by context
+    prompt_field: Mapping[str, str]  # the column they stood in, by context
     responses: Mapping[str, str | list]  # by response name
     images: Mapping[str, tuple[images.Ref, ...]]  # by context
     image_field: Mapping[str, str]  # the column they stood in, by context
-    fallback: tuple[str, ...]  # contexts that read the row's own images for want of others
+    fallback: tuple[str, ...]  # contexts that read what `clean` reads, for want of others
     made: tuple[str, ...]  # contexts whose images are to be made of the row's own, given above
     inputs: Mapping[str, Any]  # columns that making them reads; references where they hold maps
     rewards: Mapping[str, Mapping[str, float]]  # by branch; {} where nothing is known
+    spans: Mapping[str, tuple[spans_lib.Span, ...]]  # by branch
     axis: str | None
     weight: float
     margin: float
@@ -91,25 +98,24 @@ def rows(
 
 def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
     responses, prompt = _texts(record, layout)
-    own_field, own = _images(record, "images", root, confine)
-    pictures, fields, fallback, known = {}, {types.CLEAN: own_field}, [], {own_field}
-    made = []
-    for context in layout.contexts:
-        names = [f"{context}_images", *(["rejected_images"] if context == "corrupted" else [])]
-        name = next((name for name in names if record.get(name) is not None), None)
-        if context == types.CLEAN or name is None:
-            pictures[context], fields[context] = own, own_field
-            if context != types.CLEAN:
-                (made if context in contexts else fallback).append(context)
-        else:
-            fields[context], pictures[context] = _images(record, name, root, confine)
-            known.add(name)
+    prompts, prompt_fields = _prompts(record, layout, prompt)
+    pictures, fields, made = _pictures(record, layout, root, confine, contexts)
+    fallback = [
+        name
+        for name in layout.contexts
+        if name not in (types.CLEAN, *made)
+        and (fields[name], prompt_fields[name]) == (fields[types.CLEAN], "prompt")
+    ]
+    known = {*fields.values(), *prompt_fields.values()}
     inputs = _inputs(record, [contexts[name] for name in made], root, confine)
-    rewards = {}
+    rewards, spans = {}, {}
     for branch, response in zip(layout.branches, layout.responses, strict=True):
         name = f"{branch}_rewards" if f"{branch}_rewards" in record else f"{response}_rewards"
         rewards[branch] = _rewards(name, record.get(name), axes) if axes else {}
         known.add(name if axes else "")
+        name = f"{branch}_spans" if f"{branch}_spans" in record else f"{response}_spans"
+        spans[branch] = spans_lib.read(name, record.get(name, []), responses[response])
+        known.add(name)
     axis = record.get("axis") if axes else None
     if axis is not None and axis not in axes:
         raise processing.FieldError(
@@ -125,6 +131,8 @@ def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
         number=number,
         id=str(record.get("id", number)),
         prompt=prompt,
+        prompts=prompts,
+        prompt_field=prompt_fields,
         responses={name: responses[name] for name in dict.fromkeys(layout.responses)},
         images=pictures,
         image_field=fields,
@@ -132,6 +140,7 @@ def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
         made=tuple(made),
         inputs=inputs,
         rewards=rewards,
+        spans=spans,
         axis=axis,
         weight=weight,
         margin=_number("margin", record.get("margin", 0.0)),
@@ -172,6 +181,27 @@ def _texts(record: Mapping[str, Any], layout: types.Layout) -> tuple[dict, str |
             _check_form(name, record[name])
             responses.setdefault(name, record[name])
     return _extract_prompt(responses)
+
+
+def _prompts(record, layout, prompt) -> tuple[dict[str, str | list], dict[str, str]]:
+    """(prompt, column it stands in) of every context, each by context."""
+    prompts, fields = {}, {}
+    for context in layout.contexts:
+        name = f"{context}_prompt"
+        own = context == types.CLEAN or record.get(name) is None
+        prompts[context] = prompt if own else record[name]
+        fields[context] = "prompt" if own else name
+        if own:
+            continue
+        _check_form(name, record[name])
+        if not record[name]:
+            raise processing.FieldError(name, "is empty; write a prompt, or remove the column.")
+        if isinstance(record[name], str) != isinstance(prompt, str):
+            raise processing.FieldError(
+                name,
+                "must be in the form of the row's prompt: both strings, or both lists of messages.",
+            )
+    return prompts, fields
 
 
 def _extract_prompt(responses: Mapping[str, list]) -> tuple[dict, list]:
@@ -225,6 +255,22 @@ def _images(record, name, root, confine) -> tuple[str, tuple[images.Ref, ...]]:
         except ValueError as error:
             raise processing.FieldError(name, str(error)) from error
     return name, tuple(refs)
+
+
+def _pictures(record, layout, root, confine, contexts) -> tuple[dict, dict, list[str]]:
+    """(images by context, the column they stood in by context, contexts to be made)."""
+    own_field, own = _images(record, "images", root, confine)
+    pictures, fields, made = {}, {types.CLEAN: own_field}, []
+    for context in layout.contexts:
+        names = [f"{context}_images", *(["rejected_images"] if context == "corrupted" else [])]
+        name = next((name for name in names if record.get(name) is not None), None)
+        if context == types.CLEAN or name is None:
+            pictures[context], fields[context] = own, own_field
+            if context in contexts:
+                made.append(context)
+        else:
+            fields[context], pictures[context] = _images(record, name, root, confine)
+    return pictures, fields, made
 
 
 def _inputs(record, contexts, root, confine) -> dict[str, Any]:

@@ -44,6 +44,8 @@ FEATURES = {
         "images": _ints,  # numbers of the images of M contexts
         "image_counts": _ints,  # [M]
         "rewards": _floats,  # [N * A]
+        "span_names": _ints,  # S numbers of the names of the row's spans, see Counts.spans
+        "span_weights": _floats,  # per name the weight of every token of N responses
         "has_rewards": np.int64,  # 1 if every branch has a reward on every axis
         "axis": np.int64,
         "weight": np.float32,

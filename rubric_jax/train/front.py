@@ -197,7 +197,9 @@ def run(
     functions = compile_functions(setup, members[0], members=len(members), steps=steps)
     with jax.set_mesh(setup.mesh):
         params, ref_params, references = _begin(setup, members[0], source, cache)
-        batches = setup_lib.batches(setup, source, plan, stop=steps, references=references)
+        batches = setup_lib.batches(
+            setup, source, plan, stop=steps, references=references, spans=members[0].spans
+        )
         curves = _Curves(setup, list(weightings), workdir, functions.schedule, steps)
         with contextlib.closing(curves):
             params = train(

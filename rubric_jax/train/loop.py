@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from rubric_jax import checkpoint, metrics, objectives, paths, sharding, types
 from rubric_jax import config as config_lib
-from rubric_jax.data import audit, loading
+from rubric_jax.data import audit, encoding, loading
 from rubric_jax.train import log as log_lib
 from rubric_jax.train import memory, optimizer, passes
 from rubric_jax.train import setup as setup_lib
@@ -163,7 +164,13 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
             steps=steps,
         )
         batches = setup_lib.batches(
-            setup, data.source, data.plan, start=first, stop=steps, references=data.references
+            setup,
+            data.source,
+            data.plan,
+            start=first,
+            stop=steps,
+            references=data.references,
+            spans=objective.spans,
         )
         for batch, _ in batches:
             placed = sharding.put_batch(batch, setup.mesh)
@@ -236,7 +243,12 @@ def _evaluate(setup, objective, functions, state, ref_params, data: Data) -> dic
     """Means over the held-out rows."""
     totals: dict[str, float] = {}
     batches = setup_lib.batches(
-        setup, data.source, data.plan, stop=data.plan.steps_per_epoch, references=data.references
+        setup,
+        data.source,
+        data.plan,
+        stop=data.plan.steps_per_epoch,
+        references=data.references,
+        spans=objective.spans,
     )
     for batch, _ in batches:
         placed = sharding.put_batch(batch, setup.mesh)
@@ -278,6 +290,7 @@ def _check_labels(objective: objectives.Objective, source: loading.Source, path:
             f"{path} lack a reward on some axis of config.data.axes. Add them as chosen_rewards "
             "and rejected_rewards, or take an objective without rewards."
         )
+    _check_spans(objective, counts, path)
     if not objective.needs_axis:
         return
     axis, number = source.index["axis"], source.index["number"]
@@ -297,6 +310,24 @@ def _check_labels(objective: objectives.Objective, source: loading.Source, path:
     except ValueError as error:
         axes = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise ValueError(f"{path}: axis: {error} The axes are {axes}.") from error
+
+
+def _check_spans(objective: objectives.Objective, counts: encoding.Counts, path: str) -> None:
+    for name in objective.spans:
+        if name not in counts.spans:
+            found = ", ".join(map(repr, counts.spans)) or "none"
+            raise ValueError(
+                f"The objective weighs tokens by spans named {name!r}, but no row of {path} has "
+                f"any (found: {found}). Add them as chosen_spans and rejected_spans, or take the "
+                "modifier `spans` away."
+            )
+    unread = [name for name in counts.spans if name not in objective.spans]
+    if unread:
+        logging.warning(
+            "%s: no term weighs tokens by spans named %s; the modifier `spans` makes one do so.",
+            path,
+            ", ".join(map(repr, unread)),
+        )
 
 
 def _check_best(config: config_lib.Config) -> None:
