@@ -3,11 +3,11 @@
   python -m rubric_jax train --config=configs/zoo/haven.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
 
-Its equation: both sides' weighted log-probabilities over the sum of their weights. With gamma 1,
-as here, it is length-normalised DPO. First SFT (as configs/zoo/dpa.py), then this. Columns: chosen
-(corrected by hand), rejected, images (frames).
+Its equation: both sides' weighted log-probabilities over the sum of their weights, gamma on what
+was corrected and 1 elsewhere. First SFT (as configs/zoo/dpa.py), then this. Columns: chosen
+(corrected by hand), rejected, chosen_spans and rejected_spans (what was corrected), images.
 
-Ours: beta 2; normalised log-ratios are small.
+Ours: gamma 2 and beta 2 (normalised log-ratios are small); the paper's are not known.
 """
 
 from configs import llava
@@ -16,12 +16,19 @@ METHOD = {
     "row": 19,
     "name": "HAVEN (TDPO)",
     "paper": "github.com/Hongcheng-Gao/HAVEN",
-    "status": "partial",
-    "missing": "weights of corrected tokens (data have no column for them), so gamma is 1",
+    "status": "your data",
+    "missing": "correcting the model's reasoning by hand",
 }
 
 
 def get_config():
     config = llava.get_config()
-    config.objective = {"sigmoid_norm": {"win": "chosen", "lose": "rejected", "beta": 2.0}}
+    config.objective = {
+        "sigmoid_norm": {
+            "win": "chosen",
+            "lose": "rejected",
+            "beta": 2.0,
+            "with": {"spans": {"inside": 2.0}},  # gamma
+        }
+    }
     return config

@@ -3,9 +3,10 @@
   python -m rubric_jax train --config=configs/zoo/opa_dpo.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
 
-Sequence-level reading of its six terms, all token weights 1, beta 0.1. First SFT (as
-configs/zoo/dpa.py) on true answers and edits; that policy is start and reference. Columns:
-reference_answer, edited, rejected (own), images.
+Sequence-level reading of its six terms, beta 0.1. First SFT (as configs/zoo/dpa.py) on true answers
+and edits; that policy is start and reference. Columns: reference_answer, edited, rejected (own),
+edited_spans and rejected_spans (severity), images. Spans named "severity" weigh 2.5, 2, 1.5 or 1,
+the gravest most; those named "recognition", in edited_spans, weigh 3 in the term of the picture.
 
 Ours: anchors with a positive sign; the code mixes signs and scores positions one by one.
 """
@@ -16,10 +17,8 @@ METHOD = {
     "row": 56,
     "name": "OPA-DPO",
     "paper": "arXiv:2501.09695",
-    "status": "partial",
-    "missing": (
-        "weights by severity of tokens (data have no column for them); making the minimal edits"
-    ),
+    "status": "your data",
+    "missing": "making the minimal edits, with the severity and the kind of each error",
 }
 
 
@@ -39,5 +38,7 @@ def get_config():
         config.objective[name] = {**pair, "lose": "rejected"}
         config.objective[f"{name}_seen"] = {**pair, "lose": f"{name}@corrupted", "weight": 0.2}
         config.objective[f"{name}_anchor"] = {"term": "anchor", "on": name, "beta": 0.1}
+    config.objective["edited"]["with"] = {"spans": {"name": "severity"}}
+    config.objective["edited_seen"]["with"] = {"spans": {"name": "recognition", "inside": 3.0}}
     config.train.epochs = 4.0
     return config

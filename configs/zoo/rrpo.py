@@ -3,9 +3,9 @@
   python -m rubric_jax train --config=configs/zoo/rrpo.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
 
-Its equation: -log sigma(beta u) + alpha sum_t KL(reference || policy), u over the differing spans;
-here u runs over the whole answers. Columns: chosen, rejected, images (frames). Values of
-LLaVA-Video.
+Its equation: -log sigma(beta u) + alpha sum_t KL(reference || policy), u over the spans in which
+the answers differ, the divergence over all of chosen. Columns: chosen, rejected, chosen_spans and
+rejected_spans (what differs), images (frames). Values of LLaVA-Video.
 
 The sign of the divergence is the code's; the whole model is trained, not LoRA.
 """
@@ -16,15 +16,20 @@ METHOD = {
     "row": 53,
     "name": "RRPO",
     "paper": "arXiv:2504.12083",
-    "status": "partial",
-    "missing": "log-ratios of the differing spans alone (data have no column for token weights)",
+    "status": "your data",
+    "missing": "wrong answers from perturbed videos, rewritten so that their spans line up",
 }
 
 
 def get_config():
     config = llava.get_config()
     config.objective = {
-        "dpo": {"win": "chosen", "lose": "rejected", "beta": 0.1},
+        "dpo": {
+            "win": "chosen",
+            "lose": "rejected",
+            "beta": 0.1,
+            "with": {"spans": {"outside": 0.0}},
+        },
         "token_kl": {"weight": 0.01, "on": "chosen"},
     }
     config.optimizer.learning_rate = 5e-6

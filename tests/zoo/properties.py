@@ -61,7 +61,12 @@ class Bound:
         labels = labels._replace(
             rewards=np.zeros((rows, len(take), axes)), axis=np.zeros(rows, np.int32)
         )
-        return types.Logps(*(part[:, take] for part in logps[:3]), kl), labels
+        return types.Logps(*(part[:, take] for part in logps[:3]), kl, self.spans(kl)), labels
+
+    def spans(self, like, **tables):
+        """The spans that the objective reads: nowhere, or as [B, N, T] says, by name."""
+        nowhere = np.full(like[0].shape, types.OUTSIDE)
+        return {name: tables.get(name or "plain", nowhere) for name in self.objective.spans} or None
 
     def ratios(self, ratios, rewards=None):
         """One row of one-token responses with these log-ratios; further branches are absent.
@@ -79,7 +84,7 @@ class Bound:
         ref = np.full_like(delta, -1.0)
         labels = types.Labels(table, np.ones(1), np.zeros(1), np.zeros(1, np.int32))
         zeros = types.TokenKL(np.zeros_like(ref), np.zeros_like(ref))
-        return types.Logps(ref + delta, ref, mask, zeros), labels
+        return types.Logps(ref + delta, ref, mask, zeros, self.spans(zeros)), labels
 
 
 def close(found, expected, tolerance=1e-6):
@@ -135,8 +140,15 @@ def ospo(values):
     bound = Bound(values)
     logps, labels = bound.pairs(CHOSEN, REJECTED)
     close(bound(logps, labels), [3.1281215137 + 2 * 3.5 / 3, 0.5063600460 + 2 * 0.55])
-    close(bound(logps._replace(mask=3 * logps.mask), labels), bound(logps, labels))
     assert not bound.objective.needs_reference
+    whole = bound.spans(logps.kl, plain=np.ones(logps.mask.shape))  # objects all over
+    close(bound(logps._replace(spans=whole), labels), bound(logps, labels))
+    first = np.full(logps.mask.shape, types.OUTSIDE)
+    first[:, 0, 0] = 1.0  # chosen's first token counts twice, and once in the likelihood
+    means = [-(2 * 1.0 + 0.5 + 2.0) / 4 + 4.2 / 4, -(2 * 0.3 + 0.8) / 3 + 3.4 / 3]
+    pair = np.log1p(np.exp(-(5 * np.array(means) - 2.5)))
+    found = bound(logps._replace(spans=bound.spans(logps.kl, plain=first)), labels)
+    close(found, pair + 2 * np.array([3.5 / 3, 0.55]))
 
 
 def uv_cot(values):
@@ -184,7 +196,30 @@ def molpo(values):
 def haven(values):
     bound = Bound(values)
     logits = 2 * np.array([0.4 / 3 + 0.5 / 4, -0.4 / 2 - 0.9 / 3])
-    close(bound(*bound.pairs(CHOSEN, REJECTED)), np.log1p(np.exp(-logits)))
+    logps, labels = bound.pairs(CHOSEN, REJECTED)  # nothing corrected: length-normalised DPO
+    close(bound(logps, labels), np.log1p(np.exp(-logits)))
+    corrected = np.full(logps.mask.shape, types.OUTSIDE)
+    corrected[:, 0, 0] = corrected[:, 1, 1] = 1.0  # gamma = 2 in sums and lengths
+    sides = [0.6 / 4 + 0.8 / 5, -0.5 / 3 - 1.1 / 4]
+    found = bound(logps._replace(spans=bound.spans(logps.kl, plain=corrected)), labels)
+    close(found, np.log1p(np.exp(-2 * np.array(sides))))
+
+
+def finsage(values):
+    one_conditional(values)
+    layout = types.Layout.of(config_lib.build(values).data.branches)
+    assert layout.responses == ("answer", "answer")
+
+
+def mapl(values):
+    bound = Bound(values)
+    intra = np.array([0.6587595555, 0.6981596805])
+    even = bound.pairs(CHOSEN, REJECTED, CHOSEN, CORRUPTED, CHOSEN, REJECTED)
+    close(bound(*even), np.add(DPO, intra) + LOG2)
+    # The favoured pair the other way round: its gap lies below the plain one by twice as much.
+    turned = bound.pairs(CHOSEN, REJECTED, CHOSEN, CORRUPTED, REJECTED, CHOSEN)
+    inter = np.log1p(np.exp(2 * np.array([0.09, -0.13])))
+    close(bound(*turned), np.add(DPO, intra) + inter)
 
 
 def mpo(values):
@@ -254,6 +289,7 @@ def rationales(values):
     logps, labels = bound.pairs(CHOSEN, REJECTED, REFERENCE)
     close(bound(logps, labels), np.add(DPO, [0.001 * 1.0, 0.001 * 1.1]))
     close(bound.slopes(logps, labels)[:, 2], [-0.001, -0.001])
+    assert types.Layout.of(bound.branches).context_of == (0, 0, 1)
 
 
 def rpo(values):
@@ -281,8 +317,15 @@ def rrpo(values):
     bound = Bound(values)
     logps, labels = bound.pairs(CHOSEN, REJECTED)
     none = types.TokenKL(*(0 * part for part in logps.kl))
+    close(bound(logps._replace(kl=none), labels), [LOG2, LOG2])  # nothing differs
+    close(bound.slopes(logps, labels), np.zeros((2, 2)))
+    logps = logps._replace(spans=bound.spans(logps.kl, plain=np.ones(logps.mask.shape)))
     close(bound(same(logps)._replace(kl=none), labels), [LOG2, LOG2])
     close(bound(logps, labels)[0], DPO[0] + 0.01 * 0.525)  # added: divergence costs
+    last = np.full(logps.mask.shape, types.OUTSIDE)
+    last[0, :, 2] = 1.0  # row 0 differs in the third token: -0.2 against 0.3
+    logps = logps._replace(spans=bound.spans(logps.kl, plain=last))
+    close(bound(logps, labels)[0], math.log1p(math.exp(0.1 * 0.5)) + 0.01 * 0.525)
 
 
 def lambda_harmonic(values):
@@ -302,6 +345,14 @@ def opa(values):
     close(bound(logps, labels)[0], 2 * terms)
     blind, labels = bound.pairs(CHOSEN, CHOSEN, REJECTED, CHOSEN, CHOSEN)
     close(bound(blind, labels)[0], 2 * (0.6491593390 + 0.2 * LOG2 + 0.6733471672))
+    # Every token of the gravest kind: the edit's pair has 2.5 times the logit. Every token of
+    # recognition: its term of the picture has 3 times the logit.
+    ones = np.ones(logps.mask.shape)
+    logps = logps._replace(spans=bound.spans(logps.kl, severity=2.5 * ones, recognition=ones))
+    seen = -math.log(math.expm1(0.6587595555))  # the logit of the picture's pair
+    more = math.log1p(math.exp(-2.5 * 0.09)) - 0.6491593390
+    more += 0.2 * (math.log1p(math.exp(-3 * seen)) - 0.6587595555)
+    close(bound(logps, labels)[0], 2 * terms + more)
 
 
 def apo(values):
@@ -444,8 +495,10 @@ PROPERTIES = {
     18: molpo,
     19: haven,
     20: mpo,
+    30: finsage,
     31: harmo,
     32: sparsepo,
+    33: mapl,
     34: modpo,
     38: vision_r1,
     41: smpo,

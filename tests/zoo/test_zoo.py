@@ -57,6 +57,8 @@ def test_a_row_with_the_columns_of_the_docstring_is_all_that_the_run_reads(name,
     pictures = ["a.png", "a.png"]
     record = {"prompt": "<image><image>What?", "images": pictures}
     record |= {column: pictures for column in said if column.endswith("_images")}
+    record |= {column: "<image><image>And?" for column in said if column.endswith("_prompt")}
+    record |= {column: [{"start": 0, "end": 4}] for column in said if column.endswith("_spans")}
     record |= {"maps": pictures} if "maps" in said else {}
     record |= {column: 0.5 for column in said & {"margin", "weight"}}
     layout = types.Layout.of(config.data.branches)
@@ -75,7 +77,8 @@ def test_a_row_with_the_columns_of_the_docstring_is_all_that_the_run_reads(name,
         contexts=corruptions.bind(config.data.contexts, layout),
     )
     assert not row.unread
-    assert not row.fallback  # every context has pictures, made or given
+    assert not row.fallback  # every context has pictures or a prompt, made or given
+    assert any(row.spans.values()) == bool(setup.objective(config).spans)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -134,6 +137,8 @@ def test_two_steps_are_finite_and_move_what_is_trainable(name):
     case = compiled(config, objective)
     ref = case.params(seed=1) if config.train.reference == "step" else None
     batch = steps.batch(case, rows=2, ref=config.train.reference == "cache")
+    if objective.spans:
+        batch = batch._replace(spans={name: 2.0 * batch.mask for name in objective.spans})
     state = case.start()
     before = paths.flatten(jax.device_get(state.params))
     for _ in range(2):
