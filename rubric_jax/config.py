@@ -53,6 +53,9 @@ class Data:
     # Contexts whose pictures are made of a row's own: {context: {corruption: name, <knobs>}}, see
     # data/corruptions/
     contexts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Prompts that state weights of the reward axes: {draw: name, copies: 1, <knobs>}, see
+    # data/conditioning.py
+    weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: tuple[str, ...] = ()  # names of the reward axes, in order; A = len(axes)
     max_prompt: int = 2048  # tokens, image tokens included; longer prompts are dropped and counted
     max_response: int = 1024  # tokens; longer responses are cut and counted

@@ -31,7 +31,8 @@ Params = Mapping[str, Any]  # nested dicts of arrays, addressed by '/'-paths (se
 # How a config's value for a knob of a loss term reaches the term (see objectives/binding.py).
 Branch = Annotated[int, "branch"]  # given by name, read as its index in the layout
 Branches = Annotated[tuple[int, ...], "branches"]  # a list of names or a pattern, as indices
-PerAxis = Annotated[Array, "axes"]  # given by axis name or in order, read as float32 [A]
+# Given by axis name or in order, read as float32 [A]; "prompt" reads Labels.preference [B, A].
+PerAxis = Annotated[Array, "axes"]
 
 CLEAN = "clean"
 OUTSIDE = -1.0  # in place of a weight: the token stands in no span
@@ -93,6 +94,7 @@ class Labels(NamedTuple):
     weight: Array  # float32 [B], >= 0; multiplies the loss of the instance
     margin: Array  # float32 [B]; subtracted from the logit of terms that use it
     axis: Array  # int32 [B]; the axis that ordered the pair
+    preference: Array | None = None  # float32 [B, A], the axis weights that the row's prompt states
 
 
 class Batch(NamedTuple):

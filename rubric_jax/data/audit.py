@@ -76,6 +76,8 @@ def _rows(counts, axes: Sequence[str]) -> rich.table.Table:
     made.add_row("read", str(counts.rows))
     for cause, number in sorted(counts.dropped.items()):
         made.add_row(f"dropped: {cause}", str(number))
+    if counts.copies:
+        made.add_row("copies of each, with weights in the prompt", str(counts.copies))
     made.add_row("kept", str(counts.kept))
     if axes:
         made.add_row("without rewards on every axis", str(counts.unrewarded))

@@ -18,6 +18,7 @@ import numpy as np
 
 from rubric_jax import config as config_lib
 from rubric_jax import types
+from rubric_jax.data import conditioning as conditioning_lib
 from rubric_jax.data import images, pictures, processing, reading
 from rubric_jax.data import spans as spans_lib
 from rubric_jax.data.corruptions import placeholders
@@ -47,6 +48,7 @@ class Counts:
     # that give it a prompt of its own
     spans: Mapping[str, int] = dataclasses.field(default_factory=dict)  # name -> kept rows with
     # spans of that name; records count the names in this order
+    copies: int = 0  # of each row, each with weights in its prompt; 0 = the row as it is
     cut_spans: int = 0  # spans that no token of a response is left of
 
 
@@ -71,8 +73,10 @@ class Encoder:
         layout: types.Layout,
         processor: processing.Processor,
         album: pictures.Album,
+        conditioning: conditioning_lib.Conditioning | None = None,
     ):
         self.config, self.layout, self.processor, self.album = config, layout, processor, album
+        self.conditioning = conditioning
         self.image_ids: dict[str, int] = {}  # hash -> number of the stored image
         self.rows = self.cut = self.unrewarded = self.fell_back = self.uses = 0
         self.cut_spans = 0
@@ -84,6 +88,7 @@ class Encoder:
         self._numbers, self._image_counts = array.array("q"), array.array("i")
         self._prompt_lengths, self._response_lengths = array.array("i"), array.array("i")
         self._axes = array.array("i")
+        self._preferences = array.array("f")
         self._keys = bytearray()
         others = [context for context in layout.contexts if context != types.CLEAN]
         self.origins = {context: collections.Counter() for context in others}
@@ -94,26 +99,42 @@ class Encoder:
         for row, found in self.album.of_rows(rows):
             self.rows += 1
             self.unread |= row.unread
-            try:
-                record = self._encode(row, found)
-            except processing.FieldError as error:
-                raise row.error(error.field, error.message) from error
-            except Dropped as drop:
-                cause, field, message = drop.args
-                self.dropped[cause] += 1
-                if len(self.examples[cause]) < EXAMPLES:
-                    self.examples[cause].append(str(row.error(field, message)))
-                continue
-            used = [_kept(found[context]) for context in self.layout.contexts]
-            for picture in (picture for context in used for picture in context):
-                if picture.hash not in self.image_ids:
-                    self.image_ids[picture.hash] = number = len(self.image_ids)
-                    data = images.read(picture.ref) if picture.data is None else picture.data
-                    yield "images", {"index": number, "hash": picture.hash, "data": data}
-            ids = [[self.image_ids[picture.hash] for picture in context] for context in used]
-            self._note(row, record, ids)
-            self._note_origins(row, found)
-            yield "rows", record
+            for copy, preference in self._copies(row):
+                yield from self._one(copy, preference, found)
+
+    def _copies(self, row: reading.Row) -> list[tuple[reading.Row, np.ndarray]]:
+        """(the row as it is prepared, the weights that its prompts state), once per copy."""
+        if self.conditioning is None:
+            return [(row, np.zeros(0, np.float32))]
+        try:
+            return self.conditioning.apply(row)
+        except processing.FieldError as error:
+            raise row.error(error.field, error.message) from error
+
+    def _one(self, row: reading.Row, preference: np.ndarray, found: pictures.Found):
+        """The records of a row, or of a copy of it."""
+        try:
+            record = self._encode(row, found)
+        except processing.FieldError as error:
+            raise row.error(error.field, error.message) from error
+        except Dropped as drop:
+            cause, field, message = drop.args
+            self.dropped[cause] += 1
+            if len(self.examples[cause]) < EXAMPLES:
+                self.examples[cause].append(str(row.error(field, message)))
+            return
+        used = [_kept(found[context]) for context in self.layout.contexts]
+        for picture in (picture for context in used for picture in context):
+            if picture.hash not in self.image_ids:
+                self.image_ids[picture.hash] = number = len(self.image_ids)
+                data = images.read(picture.ref) if picture.data is None else picture.data
+                yield "images", {"index": number, "hash": picture.hash, "data": data}
+        ids = [[self.image_ids[picture.hash] for picture in context] for context in used]
+        record["preference"] = preference
+        self._preferences.extend(preference.tolist())
+        self._note(row, record, ids)
+        self._note_origins(row, found)
+        yield "rows", record
 
     def counts(self) -> Counts:
         return Counts(
@@ -131,6 +152,7 @@ class Encoder:
             prompts=dict(self.prompts),
             spans=self.spans,
             cut_spans=self.cut_spans,
+            copies=self.conditioning.copies if self.conditioning else 0,
         )
 
     def index(self) -> dict[str, np.ndarray]:
@@ -141,6 +163,9 @@ class Encoder:
             "number": np.array(self._numbers, np.int64),
             "images": np.array(self._image_counts, np.int32),
             "axis": np.array(self._axes, np.int32),
+            "preference": np.array(self._preferences, np.float32).reshape(
+                rows, len(self.config.axes) if self.conditioning else 0
+            ),
             "prompt_lengths": np.array(self._prompt_lengths, np.int32).reshape(rows, -1),
             "response_lengths": np.array(self._response_lengths, np.int32).reshape(rows, branches),
             "keys": np.frombuffer(bytes(self._keys), np.uint8).reshape(rows, branches, 32),

@@ -43,6 +43,7 @@ class Example(NamedTuple):
     spans: Mapping[str, tuple[np.ndarray, ...]]  # name -> N x float32 [T_n], as types.Batch.spans
     rewards: np.ndarray  # float32 [N, A]; 0 where nothing is known
     has_rewards: bool
+    preference: np.ndarray  # float32 [A], the weights that the prompts state; [0] if none
     axis: int
     weight: float
     margin: float
@@ -87,6 +88,7 @@ class Source:
                 len(self.prepared.layout.branches), len(self.prepared.axes)
             ),
             has_rewards=bool(record["has_rewards"]),
+            preference=np.asarray(record["preference"], np.float32),
             axis=record["axis"],
             weight=record["weight"],
             margin=record["margin"],
@@ -237,6 +239,8 @@ def collate(
     rewards = np.zeros((size, n, len(axes)), np.float32)
     weight, margin = np.zeros(size, np.float32), np.zeros(size, np.float32)
     axis = np.zeros(size, np.int32)
+    stated = source.prepared.counts.copies > 0
+    preference = np.zeros((size, len(axes)), np.float32) if stated else None
     for b, example in enumerate(examples):
         if example is None:
             continue
@@ -246,6 +250,8 @@ def collate(
             responses[b, j, : len(ids)], mask[b, j, : len(ids)] = ids, 1.0
         rewards[b], axis[b] = example.rewards, example.axis
         weight[b], margin[b] = example.weight, example.margin
+        if stated:
+            preference[b] = example.preference
     tables, slots = _tables(examples, groups, m)
     pixels = [[source.pixels(number) for number in table] for table in tables]
     return types.Batch(
@@ -254,7 +260,7 @@ def collate(
         media=media(prompts, pixels, slots, shape.images),
         responses=responses,
         mask=mask,
-        labels=types.Labels(rewards, weight, margin, axis),
+        labels=types.Labels(rewards, weight, margin, axis, preference),
         ref_logps=_ref_logps(examples, mask, references) if references else None,
         spans=_spans(examples, mask.shape, spans) if spans else None,
     )

@@ -36,6 +36,7 @@ from absl import logging
 from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import (
+    conditioning,
     corruptions,
     encoding,
     pictures,
@@ -71,6 +72,7 @@ class Prepared:
         response_lengths int32 [R, N], tokens
         images          int32 [R], distinct images of the row
         axis            int32 [R], the axis that ordered the pair; -1 where the row names none
+        preference      float32 [R, A], the weights that the row's prompt states; [R, 0] if none
         keys            uint8 [R, N, 32], content keys
         """
         with np.load(os.path.join(self.directory, "index.npz")) as arrays:
@@ -103,7 +105,8 @@ def prepare(
     """Finds the prepared records of some data, or makes them.
 
     Args:
-      config: contexts, max_prompt, max_response, axes, max_image_pixels and confine_images count.
+      config: contexts, weights, max_prompt, max_response, axes, max_image_pixels and
+        confine_images count.
       layout: the branches, whose responses and contexts every row must have.
       processor: of the checkpoint.
       path, split: the data (see reading.py).
@@ -160,7 +163,8 @@ def _build(config, layout, contexts, processor, path, split, directory: str) -> 
     """Writes everything below an empty directory. Images go straight to their data set; rows are
     spooled beside it, for TFDS writes one data set at a time."""
     album = pictures.Album(config.max_image_pixels, contexts)
-    encoder = encoding.Encoder(config, layout, processor, album)
+    stated = conditioning.bind(config.weights, layout, config.axes)
+    encoder = encoding.Encoder(config, layout, processor, album, stated)
     rows = functools.partial(
         reading.rows,
         path,
@@ -233,6 +237,9 @@ def _key(config, layout, contexts, processor, path, split) -> str:
         "max_image_pixels": config.max_image_pixels,
         "confine_images": config.confine_images,
     }
+    stated = conditioning.bind(config.weights, layout, config.axes)
+    if stated:
+        parts["weights"] = stated.settings()
     if contexts:
         parts["contexts"] = {name: contexts[name].settings() for name in sorted(contexts)}
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

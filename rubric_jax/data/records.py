@@ -46,6 +46,7 @@ FEATURES = {
         "rewards": _floats,  # [N * A]
         "span_names": _ints,  # S numbers of the names of the row's spans, see Counts.spans
         "span_weights": _floats,  # per name the weight of every token of N responses
+        "preference": _floats,  # [A] weights that the prompts state, or [0]
         "has_rewards": np.int64,  # 1 if every branch has a reward on every axis
         "axis": np.int64,
         "weight": np.float32,

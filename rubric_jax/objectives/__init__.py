@@ -183,6 +183,13 @@ class Objective:
         )
 
     @property
+    def needs_preference(self) -> bool:
+        """Whether a term's weights are those that prompts state."""
+        knobs = [term.static for term in self.terms]
+        knobs += [static for term in self.terms for static in term.modifiers.values()]
+        return any(static.get("weights") == "prompt" for static in knobs)
+
+    @property
     def spans(self) -> tuple[str, ...]:
         """Names of the spans that terms weigh tokens by; what a batch has to carry."""
         found = [
@@ -197,10 +204,12 @@ class Objective:
     def check(self, labels: types.Labels) -> None:
         """Raises ValueError where the labels do not suit a term. Host arrays, before training."""
         for term in self.terms:
+            knobs = self.knobs[term.entry]
             if term.name in CHECKS:
-                CHECKS[term.name](labels, **self.knobs[term.entry])
+                CHECKS[term.name](labels, **binding.stated({**knobs, **term.static}, labels))
             for name in term.modifiers.keys() & modifiers.CHECKS.keys():
-                modifiers.CHECKS[name](labels, **self.knobs[term.entry]["with"][name])
+                values = {**knobs["with"][name], **term.modifiers[name]}
+                modifiers.CHECKS[name](labels, **binding.stated(values, labels))
 
     def __call__(
         self, knobs: Mapping, state: Mapping, logps: types.Logps, labels: types.Labels
@@ -216,7 +225,7 @@ class Objective:
         for term in self.terms:
             traced = knobs[term.entry]
             values = {k: v for k, v in traced.items() if k not in ("weight", "with")}
-            values |= term.static
+            values = binding.stated({**values, **term.static}, labels)
             seen, factor = _modified(term, traced.get("with", {}), logps, labels)
             carried = ()
             if term.name in STATES:
@@ -238,7 +247,7 @@ def _modified(term: Term, knobs: Mapping, logps: types.Logps, labels: types.Labe
     """((logps, labels) as the term sees them, the factor of its loss)."""
     seen, factor = (logps, labels), 1.0
     for name, static in term.modifiers.items():
-        values = {**knobs[name], **static}
+        values = binding.stated({**knobs[name], **static}, labels)
         if name in modifiers.VIEWS:
             seen = modifiers.VIEWS[name](*seen, **values)
         else:

@@ -8,6 +8,7 @@ A term's signature says how each knob is read:
                     "response_*"                       in the layout's order
   float             0.1                                float32 [], traced: a sweep compiles once
   types.PerAxis     {"grounding": 0.3, ...} or list    float32 [A], traced
+                    "prompt" (for `weights` alone)     Labels.preference, float32 [B, A]
   Literal[...]      one of the values                  the value, static
   bool, int, str    itself                             itself, static
 """
@@ -19,7 +20,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -88,6 +89,8 @@ def resolve(
             static[knob] = several(value, layout, here)
         elif hint is float:
             traced[knob] = number(value, knob, here)
+        elif hint == types.PerAxis and knob == "weights" and isinstance(value, str):
+            static[knob] = choice(value, knob, Literal["prompt"], here)
         elif hint == types.PerAxis:
             traced[knob] = per_axis(value, knob, axes, here)
         else:
@@ -108,6 +111,22 @@ def branch(value: Any, layout: types.Layout, where: str) -> int:
             f"{where} is {value!r}; it must be {config.one_of(value, layout.branches)} "
             "config.data.branches lists them."
         ) from error
+
+
+def stated(values: Mapping[str, Any], labels: types.Labels) -> dict[str, Any]:
+    """Knobs with the weights that prompts state in place of "prompt".
+
+    Raises:
+      ValueError: the labels have none.
+    """
+    if not isinstance(values.get("weights"), str):
+        return dict(values)
+    if labels.preference is None:
+        raise ValueError(
+            "A term's weights are those that the prompts state ('prompt'), but the data state "
+            "none; set config.data.weights."
+        )
+    return {**values, "weights": labels.preference}
 
 
 def several(value: Any, layout: types.Layout, where: str) -> tuple[int, ...]:

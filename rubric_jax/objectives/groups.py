@@ -162,10 +162,10 @@ def grpo(
     """
     present = lists.present_of(logps, over)
     if apart:
-        scores.check_axes(labels, weights)
+        weights = scores.per_row(labels, weights)  # [B, A]
         rewards = jax.lax.stop_gradient(labels.rewards)[:, np.asarray(over)]  # [B, K, A]
         axes = [
-            advantages(rewards[..., a], present, std=std) * weights[a]
+            advantages(rewards[..., a], present, std=std) * weights[:, a, None]
             for a in range(rewards.shape[-1])
         ]
         gain = sum(axes)

@@ -124,9 +124,8 @@ def gated_margin(
       essential: [A], > 0 on the essential axes and 0 on the others.
       pass_at: least reward that passes.
     """
-    scores.check_axes(labels, weights)
     rewards = jax.lax.stop_gradient(labels.rewards)
-    gap = (rewards[:, win] - rewards[:, lose]) * jnp.asarray(weights)[None]  # [B, A]
+    gap = (rewards[:, win] - rewards[:, lose]) * scores.per_row(labels, weights)  # [B, A]
     gate = jnp.asarray(essential)[None] > 0  # [1, A]
     passed = jnp.all((jnp.minimum(rewards[:, win], rewards[:, lose]) >= pass_at) | ~gate, axis=-1)
     margin = scale * jnp.sum(jnp.where(gate | passed[:, None], gap, 0.0), axis=-1)
@@ -174,18 +173,19 @@ def wpo(
 def axis_weight(logps: types.Logps, labels: types.Labels, *, weights: types.PerAxis):
     """weights[axis] of each row: DPO with loss weighting, MODPO's baseline (see check_axis)."""
     del logps
-    scores.check_axes(labels, weights)
-    own = jax.nn.one_hot(labels.axis, weights.shape[0], dtype=jnp.asarray(weights).dtype)
-    return own @ weights  # [B]
+    weights = scores.per_row(labels, weights)  # [B, A]
+    own = jax.nn.one_hot(labels.axis, weights.shape[-1], dtype=weights.dtype)
+    return jnp.sum(own * weights, axis=-1)  # [B]
 
 
 def check_axis(labels: types.Labels, *, weights: types.PerAxis, **_) -> None:
     """Raises ValueError where a row is ordered by no axis. NumPy, on the host."""
-    bad = (labels.weight > 0) & ((labels.axis < 0) | (labels.axis >= len(weights)))
+    count = weights.shape[-1]
+    bad = (labels.weight > 0) & ((labels.axis < 0) | (labels.axis >= count))
     if bad.any():
         row = int(bad.nonzero()[0][0])
         raise ValueError(
-            f"Row {row} is ordered by axis {labels.axis[row]}, but there are {len(weights)} axes; "
+            f"Row {row} is ordered by axis {labels.axis[row]}, but there are {count} axes; "
             "axis_weight needs one of them."
         )
 

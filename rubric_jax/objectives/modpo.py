@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rubric_jax import types
 from rubric_jax.objectives import scores
@@ -64,14 +65,15 @@ def modpo_hinge(
 
 def _logit(logps, labels, win, lose, beta, weights, scale):
     """(logit [B], margin [B]) of `modpo`."""
-    scores.check_axes(labels, weights)
-    own = jax.nn.one_hot(labels.axis, weights.shape[0], dtype=bool)  # [B, A]
+    weights = scores.per_row(labels, weights)  # [B, A]
+    own = jax.nn.one_hot(labels.axis, weights.shape[-1], dtype=bool)  # [B, A]
     rewards = jax.lax.stop_gradient(labels.rewards)
     gap = jnp.where(own, 0.0, rewards[:, win] - rewards[:, lose])  # [B, A]
-    margin = scale * (gap @ weights)  # [B]
+    margin = scale * jnp.sum(gap * weights, axis=-1)  # [B]
     # A padding row's axis may have no weight; a real row's shows as an infinite logit.
     present = logps.present(win, lose)
-    own_weight = jnp.where(present > 0, jnp.asarray(weights)[labels.axis], 1.0)  # [B]
+    own_weight = jnp.take_along_axis(weights, labels.axis[:, None], axis=-1)[:, 0]
+    own_weight = jnp.where(present > 0, own_weight, 1.0)  # [B]
     logit = (beta * (logps.ratio(win) - logps.ratio(lose)) - margin) / own_weight
     return logit, margin
 
@@ -107,18 +109,17 @@ def modpo_rotation(
     Returns:
       loss [B] in nats, 0 where a branch is absent; metrics, each [B].
     """
-    scores.check_axes(labels, weights)
-    weights = jnp.asarray(weights)
+    weights = scores.per_row(labels, weights)  # [B, A]
     rewards = jax.lax.stop_gradient(labels.rewards)
     gaps = rewards[:, win] - rewards[:, lose]  # [B, A]
-    share = weights[None] * jnp.abs(gaps)
+    share = weights * jnp.abs(gaps)
     total = jnp.sum(share, axis=-1)  # [B]
     share = share / jnp.where(total > 0, total, 1.0)[:, None]
-    weighted = weights[None] * gaps
+    weighted = weights * gaps
     others = jnp.sum(weighted, axis=-1, keepdims=True) - weighted  # [B, A]
-    steepness = jnp.minimum(1 / jnp.where(weights > 0, weights, 1.0), most)  # [A]
+    steepness = jnp.minimum(1 / jnp.where(weights > 0, weights, 1.0), most)  # [B, A]
     gap = beta * (logps.ratio(win) - logps.ratio(lose))  # [B]
-    logits = jnp.sign(gaps) * steepness[None] * (gap[:, None] - scale * others)
+    logits = jnp.sign(gaps) * steepness * (gap[:, None] - scale * others)
     loss = jnp.sum(share * -jax.nn.log_sigmoid(logits), axis=-1)
     present = logps.present(win, lose) * (total > 0)
     return scores.silent(present, loss, labelled=jnp.sum(share > 0, axis=-1).astype(loss.dtype))
@@ -126,17 +127,19 @@ def modpo_rotation(
 
 def check(labels: types.Labels, *, weights: types.PerAxis, **_) -> None:
     """Raises ValueError where a pair is ordered by an axis without weight. NumPy, on the host."""
-    real = labels.weight > 0  # [B]
-    bad = real & ((labels.axis < 0) | (labels.axis >= len(weights)))
+    real, count = labels.weight > 0, np.shape(weights)[-1]  # [B], A
+    bad = real & ((labels.axis < 0) | (labels.axis >= count))
     if bad.any():
         row = int(bad.nonzero()[0][0])
         raise ValueError(
-            f"Row {row} is ordered by axis {labels.axis[row]}, but there are {len(weights)} axes."
+            f"Row {row} is ordered by axis {labels.axis[row]}, but there are {count} axes."
         )
-    bad = real & ~(weights[labels.axis * real] > 0)
+    rows = np.arange(len(real))
+    own = np.broadcast_to(weights, (len(real), count))[rows, labels.axis * real]
+    bad = real & ~(own > 0)
     if bad.any():
         row = int(bad.nonzero()[0][0])
         raise ValueError(
             f"Row {row} is ordered by axis {labels.axis[row]}, whose weight is "
-            f"{weights[labels.axis[row]]}; modpo divides by it, so give that axis a weight > 0."
+            f"{own[row]}; modpo divides by it, so give that axis a weight > 0."
         )

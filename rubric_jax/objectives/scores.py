@@ -59,7 +59,10 @@ def safe_length(logps: types.Logps, branch: types.Branch) -> jax.Array:
 def reward(labels: types.Labels, weights: types.PerAxis) -> jax.Array:
     """rewards @ weights, without gradient: one number per branch. [B, N]."""
     check_axes(labels, weights)
-    return jax.lax.stop_gradient(labels.rewards) @ weights
+    rewards = jax.lax.stop_gradient(labels.rewards)
+    if np.ndim(weights) == 1:
+        return rewards @ weights
+    return jnp.einsum("bna,ba->bn", rewards, weights)
 
 
 def reward_gap(
@@ -70,11 +73,18 @@ def reward_gap(
     return rewards[:, win] - rewards[:, lose]
 
 
+def per_row(labels: types.Labels, weights: types.PerAxis) -> jax.Array:
+    """The weights of each row: those given, [A] for all or [B, A]. [B, A]."""
+    check_axes(labels, weights)
+    return jnp.broadcast_to(jnp.asarray(weights), (labels.rewards.shape[0], np.shape(weights)[-1]))
+
+
 def check_axes(labels: types.Labels, weights: types.PerAxis) -> None:
     """Raises ValueError where there are not as many weights as reward axes."""
-    if labels.rewards.shape[-1] != np.shape(weights)[0]:
+    count = np.shape(weights)[-1]
+    if labels.rewards.shape[-1] != count:
         raise ValueError(
-            f"There are {np.shape(weights)[0]} weights for {labels.rewards.shape[-1]} reward axes; "
+            f"There are {count} weights for {labels.rewards.shape[-1]} reward axes; "
             "give one weight for each of config.data.axes."
         )
 

@@ -305,8 +305,13 @@ def _check_labels(objective: objectives.Objective, source: loading.Source, path:
     real = np.zeros(len(by_number), np.float32)
     real[number] = 1.0
     rewards = np.zeros((len(by_number), 1, len(names)), np.float32)
+    stated = None
+    if counts.copies:  # of a row's copies the least weights
+        stated = np.full((len(by_number), len(names)), np.inf, np.float32)
+        np.minimum.at(stated, number, source.index["preference"])
+    labels = types.Labels(rewards, weight=real, margin=real, axis=by_number, preference=stated)
     try:
-        objective.check(types.Labels(rewards, weight=real, margin=real, axis=by_number))
+        objective.check(labels)
     except ValueError as error:
         axes = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise ValueError(f"{path}: axis: {error} The axes are {axes}.") from error

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
 from rubric_jax import models, objectives, sharding, types
-from rubric_jax.data import corruptions, loading, preparing, processing
+from rubric_jax.data import conditioning, corruptions, loading, preparing, processing
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights
 from rubric_jax.train import step as step_lib
@@ -70,6 +70,7 @@ def objective(config: config_lib.Config) -> objectives.Objective:
     """The objective of a config, checked against its branches and axes."""
     layout = types.Layout.of(config.data.branches)
     corruptions.bind(config.data.contexts, layout)
+    conditioning.bind(config.data.weights, layout, config.data.axes)
     built = objectives.build(config.objective, layout, config.data.axes)
     if built.needs_reference and config.train.reference == "none":
         names = ", ".join(term.entry for term in built.terms)
@@ -82,6 +83,11 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             "The objective reads a token KL to the reference over the whole vocabulary, which is "
             f"computed in the step, but config.train.reference is {config.train.reference!r}; set "
             "it to 'step'."
+        )
+    if built.needs_preference and not config.data.weights:
+        raise ValueError(
+            "The objective weighs axes as the prompts state it (weights 'prompt'), but the prompts "
+            "state nothing; set config.data.weights, such as {'draw': 'dirichlet'}."
         )
     return built
 

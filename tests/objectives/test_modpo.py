@@ -178,6 +178,13 @@ def test_check_refuses_a_pair_ordered_by_an_axis_without_weight(pairs64):
     modpo.check(padding, weights=np.array([0.5, 0.5, 0.0]))
 
 
+def test_check_reads_the_weights_of_each_row(pairs64):
+    labels = pairs64[1]  # ordered by axis 0 and axis 2
+    modpo.check(labels, weights=np.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]))
+    with pytest.raises(ValueError, match=r"Row 0 is ordered by axis 0, whose weight is 0\.0"):
+        modpo.check(labels, weights=np.array([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]))
+
+
 def test_check_refuses_an_axis_that_does_not_exist(pairs64):
     labels = pairs64[1]._replace(axis=np.array([0, 3]))
     with pytest.raises(ValueError, match="Row 1 is ordered by axis 3, but there are 3 axes"):

@@ -330,6 +330,38 @@ def test_every_term_is_finite_where_no_token_of_a_branch_has_weight(case, pairs3
     assert all(np.isfinite(value).all() for value in metrics.values())
 
 
+def with_weights(spec, weights):
+    """The spec, and that of its modifiers, under other weights."""
+    around = {name: with_weights(knobs, weights) for name, knobs in spec.get("with", {}).items()}
+    own = {"weights": weights} if "weights" in spec else {}
+    return {**spec, **own, **({"with": around} if around else {})}
+
+
+@pytest.mark.parametrize(
+    "case", sorted(c for c in CASES if with_weights(CASES[c], "prompt") != CASES[c])
+)
+def test_weights_that_prompts_state_act_row_by_row(case, make_pairs):
+    logps, labels = make_pairs(np.float32)
+    rows = np.float32([[0.5, 0.2, 0.3], [0.1, 0.3, 0.6]])
+
+    def losses(weights, labels):
+        objective = build({"it": {"term": name_of(case), **with_weights(CASES[case], weights)}})
+        assert objective.needs_preference == (weights == "prompt")
+        return np.asarray(loss_of(objective, logps, labels))
+
+    stated = losses("prompt", labels._replace(preference=rows))
+    expected = [losses(weights.tolist(), labels)[b] for b, weights in enumerate(rows)]
+    np.testing.assert_allclose(stated, expected, rtol=1e-5)
+
+
+def test_weights_of_prompts_need_prompts_that_state_them(pairs32):
+    objective = build({"soft": {**WEIGHTED, "weights": "prompt"}})
+    with pytest.raises(ValueError, match=r"the data state none; set config\.data\.weights"):
+        loss_of(objective, *pairs32)
+    with pytest.raises(ValueError, match=r"'promt'; it must be one of prompt\. Did you mean"):
+        build({"soft": {**WEIGHTED, "weights": "promt"}})
+
+
 @pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
 def test_every_term_leaves_the_reserved_knobs_alone(name):
     knobs = inspect.signature(objectives.OBJECTIVES[name]).parameters

@@ -75,3 +75,42 @@ def test_a_run_reads_spans_from_its_file(tmp_path):
     (line,) = runs.metrics(tmp_path)
     np.testing.assert_allclose(line["loss"], math.log(2), rtol=1e-6)
     assert line["grad_norm"] == 0
+
+
+def stating(vectors, **data):
+    """MODPO on the scenes, each row once per vector, which its prompt states."""
+    return runs.config(
+        data={"weights": {"draw": "choice", "vectors": vectors, "copies": len(vectors)}, **data},
+        objective={"modpo": {**PAIR, "weights": "prompt"}},
+        train={"batch_size": 48, "steps": 1, "log_every": 1},
+        mesh={"data": -1},
+    )
+
+
+def test_prompts_state_weights_on_every_axis_that_orders_a_pair(tmp_path):
+    with pytest.raises(ValueError, match=r"jsonl: axis: Row \d+ is ordered by axis \d.*is 0\.0"):
+        loop.train(stating([[1.0, 0.0, 0.0, 0.0], [0.25] * 4]), str(tmp_path))
+
+
+def test_weights_of_prompts_need_a_draw():
+    config = runs.config(objective={"modpo": {**PAIR, "weights": "prompt"}})
+    with pytest.raises(ValueError, match=r"the prompts state nothing; set config\.data\.weights"):
+        setup.objective(config)
+
+
+@pytest.mark.slow
+def test_the_first_loss_follows_the_weights_that_prompts_state(tmp_path):
+    vectors = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    config = stating(vectors.tolist())
+    assert loop.train(config, str(tmp_path)).finished
+    made = setup.build(config)
+    source = setup.source(made, config.data.path, "", str(tmp_path / "cache"))
+    expected = []
+    for example in source:
+        gap = example.rewards[0] - example.rewards[1]
+        gap[example.axis] = 0.0
+        logit = -(example.preference @ gap) / example.preference[example.axis]
+        expected.append(np.log1p(np.exp(-logit)))
+    assert len(expected) == 48
+    (line,) = runs.metrics(tmp_path)
+    np.testing.assert_allclose(line["loss"], np.mean(expected), rtol=1e-5)
