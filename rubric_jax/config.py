@@ -53,6 +53,8 @@ class Data:
     # Contexts whose pictures are made of a row's own: {context: {corruption: name, <knobs>}}, see
     # data/corruptions/
     contexts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Two responses whose differing words are spans (for the modifier `spans`), in rows without spans
+    differences: tuple[str, ...] = ()
     # Prompts that state weights of the reward axes: {draw: name, copies: 1, <knobs>}, see
     # data/conditioning.py
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -288,7 +290,13 @@ def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
         raise ValueError(f"config.train.epochs is {flat['train.epochs']}; it must be above 0.")
     if flat["sample.top_p"] == 0:
         raise ValueError("config.sample.top_p is 0; it must be above 0 (1 = all tokens).")
-    for key in ("data.branches", "data.axes", "judging.again", "evaluation.measures"):
+    for key in (
+        "data.branches",
+        "data.axes",
+        "data.differences",
+        "judging.again",
+        "evaluation.measures",
+    ):
         names = flat[key]
         if not all(isinstance(name, str) and name for name in names):
             raise ValueError(f"config.{key} is {names}; it must be a tuple of names.")

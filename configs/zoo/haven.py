@@ -4,8 +4,8 @@
       --config.data.path=prefs.jsonl --workdir=RUN
 
 Its equation: both sides' weighted log-probabilities over the sum of their weights, gamma on what
-was corrected and 1 elsewhere. First SFT (as configs/zoo/dpa.py), then this. Columns: chosen
-(corrected by hand), rejected, chosen_spans and rejected_spans (what was corrected), images.
+was corrected and 1 elsewhere: the words in which the two differ. First SFT (as configs/zoo/dpa.py),
+then this. Columns: chosen (corrected by hand), rejected, images (frames).
 
 Ours: gamma 2 and beta 2 (normalised log-ratios are small); the paper's are not known.
 """
@@ -23,6 +23,7 @@ METHOD = {
 
 def get_config():
     config = llava.get_config()
+    config.data.differences = ("chosen", "rejected")
     config.objective = {
         "sigmoid_norm": {
             "win": "chosen",

@@ -4,8 +4,9 @@
       --config.data.path=prefs.jsonl --workdir=RUN
 
 Its equation: -log sigma(beta u) + alpha sum_t KL(reference || policy), u over the spans in which
-the answers differ, the divergence over all of chosen. Columns: chosen, rejected, chosen_spans and
-rejected_spans (what differs), images (frames). Values of LLaVA-Video.
+the answers differ, the divergence over all of chosen. Differing words are found by comparing, or
+named by chosen_spans and rejected_spans. Columns: chosen, rejected, images (frames). Values of
+LLaVA-Video.
 
 The sign of the divergence is the code's; the whole model is trained, not LoRA.
 """
@@ -23,6 +24,7 @@ METHOD = {
 
 def get_config():
     config = llava.get_config()
+    config.data.differences = ("chosen", "rejected")
     config.objective = {
         "dpo": {
             "win": "chosen",

@@ -44,6 +44,7 @@ from rubric_jax.data import (
     reading,
     records,
     sources,
+    spans,
 )
 
 FORMAT = 3  # goes up when records change their meaning
@@ -105,7 +106,7 @@ def prepare(
     """Finds the prepared records of some data, or makes them.
 
     Args:
-      config: contexts, weights, max_prompt, max_response, axes, max_image_pixels and
+      config: contexts, differences, weights, max_prompt, max_response, axes, max_image_pixels and
         confine_images count.
       layout: the branches, whose responses and contexts every row must have.
       processor: of the checkpoint.
@@ -118,6 +119,7 @@ def prepare(
       ValueError: a row that is wrong, all rows dropped, or a directory that cannot be written.
     """
     contexts = corruptions.bind(config.contexts, layout)
+    spans.check_differences(config.differences, layout)
     key = _key(config, layout, contexts, processor, path, split)
     try:
         if is_writer:
@@ -173,6 +175,7 @@ def _build(config, layout, contexts, processor, path, split, directory: str) -> 
         axes=config.axes,
         confine=config.confine_images,
         contexts=contexts,
+        differences=config.differences if layout.branches else (),
     )
     lent = os.path.join(directory, "lent")
     if album.needs_partners:
@@ -238,6 +241,8 @@ def _key(config, layout, contexts, processor, path, split) -> str:
         "confine_images": config.confine_images,
     }
     stated = conditioning.bind(config.weights, layout, config.axes)
+    if config.differences and layout.branches:
+        parts["differences"] = config.differences
     if stated:
         parts["weights"] = stated.settings()
     if contexts:

@@ -73,6 +73,7 @@ def rows(
     axes: Sequence[str] = (),
     confine: bool = False,
     contexts: Mapping[str, corruptions.Context] | None = None,
+    differences: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Rows of a data path in their order, each checked.
 
@@ -83,6 +84,7 @@ def rows(
       axes: names of the reward axes; without axes, rewards are not read.
       confine: refuse image paths that leave the directory of the data.
       contexts: those that are made of a row's own images where it has no column of them.
+      differences: two responses whose differing words are spans, in rows without spans of them.
 
     Raises:
       ValueError: 'file:row: field: what is wrong, and the mend'.
@@ -91,7 +93,9 @@ def rows(
     for number, record in sources.records(path, split):
         where = f"{path}:{number}: "
         try:
-            yield _row(path, number, _strip(record), layout, axes, root, confine, contexts or {})
+            record = _strip(record)
+            row = _row(path, number, record, layout, axes, root, confine, contexts or {})
+            yield _with_differences(row, record, layout, differences) if differences else row
         except processing.FieldError as error:
             raise ValueError(where + str(error)) from error
 
@@ -146,6 +150,17 @@ def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
         margin=_number("margin", record.get("margin", 0.0)),
         unread=frozenset(record) - known,
     )
+
+
+def _with_differences(row: Row, record, layout: types.Layout, names: Sequence[str]) -> Row:
+    """The row with spans where two responses differ, if it has no column of spans for them."""
+    read = [name for name in layout.branches if types.split_branch(name)[0] in names]
+    if any(f"{name}_spans" in record for name in (*names, *read)):
+        return row
+    texts = [processing.answer(name, row.responses[name])[1] for name in names]
+    found = dict(zip(names, map(tuple, spans_lib.differing(*texts)), strict=True))
+    spans = {**row.spans, **{name: found[types.split_branch(name)[0]] for name in read}}
+    return dataclasses.replace(row, spans=spans)
 
 
 def _texts(record: Mapping[str, Any], layout: types.Layout) -> tuple[dict, str | list]:

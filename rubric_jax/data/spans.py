@@ -11,10 +11,14 @@
 
 A token belongs to a span if they share a character; white space at the ends of a span does not
 count. Of several spans of one name the last in the list has the token.
+
+config.data.differences = ("chosen", "rejected") makes spans of the words in which two responses
+differ, for rows that have no column of spans for either.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +30,7 @@ from rubric_jax import types
 from rubric_jax.data import processing
 
 _FIELDS = ("start", "end", "text", "weight", "name")
+_WORD = re.compile(r"\w+|[^\w\s]")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -62,6 +67,37 @@ def weights(spans: Sequence[Span], name: str, offsets: np.ndarray) -> np.ndarray
     for span in spans:
         if span.name == name:
             found[touched(span, offsets)] = span.weight
+    return found
+
+
+def check_differences(names: Sequence[str], layout: types.Layout) -> None:
+    """Raises ValueError where `config.data.differences` does not name two responses."""
+    for name in names if layout.branches else ():
+        if name not in layout.responses:
+            raise ValueError(
+                f"config.data.differences is {tuple(names)}; {name!r} must be "
+                f"{config_lib.one_of(name, dict.fromkeys(layout.responses))}"
+            )
+    if names and (len(names) != 2 or names[0] == names[1]):
+        raise ValueError(
+            f"config.data.differences is {tuple(names)}; it must name two different responses."
+        )
+
+
+def differing(one: str, other: str) -> tuple[list[Span], list[Span]]:
+    """Spans of weight 1 of the words that one text has and the other lacks, and the reverse.
+
+    >>> differing("a red cup", "a blue cup .")
+    ([Span(2, 5, 1.0, '')], [Span(2, 6, 1.0, ''), Span(11, 12, 1.0, '')])
+    """
+    words = [list(_WORD.finditer(text)) for text in (one, other)]
+    texts = [[word.group() for word in part] for part in words]
+    found: tuple[list[Span], list[Span]] = ([], [])
+    match = difflib.SequenceMatcher(None, *texts, autojunk=False)
+    for kind, *ends in match.get_opcodes():
+        for spans, part, (first, last) in zip(found, words, (ends[:2], ends[2:]), strict=True):
+            if kind != "equal" and first < last:
+                spans.append(Span(part[first].start(), part[last - 1].end(), 1.0, ""))
     return found
 
 

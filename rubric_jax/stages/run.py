@@ -423,6 +423,7 @@ class Run:
                     split=data.eval_split,
                     branches=recipes.PAIR,
                     contexts={},
+                    differences=(),
                     weights={},
                     cache=self._cache,
                 )

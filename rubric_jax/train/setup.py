@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
 from rubric_jax import models, objectives, sharding, types
-from rubric_jax.data import conditioning, corruptions, loading, preparing, processing
+from rubric_jax.data import conditioning, corruptions, loading, preparing, processing, spans
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights
 from rubric_jax.train import step as step_lib
@@ -71,6 +71,7 @@ def objective(config: config_lib.Config) -> objectives.Objective:
     layout = types.Layout.of(config.data.branches)
     corruptions.bind(config.data.contexts, layout)
     conditioning.bind(config.data.weights, layout, config.data.axes)
+    spans.check_differences(config.data.differences, layout)
     built = objectives.build(config.objective, layout, config.data.axes)
     if built.needs_reference and config.train.reference == "none":
         names = ", ".join(term.entry for term in built.terms)

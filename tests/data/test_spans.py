@@ -171,6 +171,46 @@ def test_batches_carry_the_spans_that_are_asked_for(processor, tmp_path):
     np.testing.assert_array_equal(batch.mask, plain.mask)
 
 
+def test_differing_words_by_hand():
+    Span = spans.Span
+    assert spans.differing("a red cup", "a blue cup .") == (
+        [Span(2, 5, 1, "")],
+        [Span(2, 6, 1, ""), Span(11, 12, 1, "")],
+    )
+    assert spans.differing("one", "one") == ([], [])
+    # Punctuation is a word of its own; several words in a row are one span.
+    assert spans.differing("Two cups.", "Two big cups, red.") == (
+        [],
+        [Span(4, 7, 1, ""), Span(12, 17, 1, "")],
+    )
+
+
+def test_differences_are_spans_of_rows_that_have_none(processor, tmp_path):
+    user = [{"role": "user", "content": "what is this ?"}]
+    rows = [
+        toy.row(),
+        toy.row(prompt=user, chosen=said("a red circle ."), rejected=said("a red square .")),
+        toy.row(rejected_spans=[{"text": "square", "weight": 2.0}]),
+    ]
+    path = toy.write(tmp_path, rows)
+    settings = {"branches": ("chosen", "rejected", "chosen@corrupted")}
+    prepared = toy.prepare(
+        path, tmp_path / "cache", processor, differences=("chosen", "rejected"), **settings
+    )
+    plain, messages, own = loading.open(prepared)
+    assert given(plain, 0) == given(plain, 1) == given(plain, 2) == [OUT, 1, 1, OUT]
+    assert given(messages, 0) == given(messages, 1) == [OUT, OUT, 1, OUT, OUT]
+    assert (given(own, 0), given(own, 1)) == ([OUT] * 4, [OUT, OUT, 2, OUT])
+    assert toy.prepare(path, tmp_path / "cache", processor, **settings).counts.spans == {"": 1}
+
+
+@pytest.mark.parametrize("names", [("chosen", "edited"), ("chosen",), ("chosen", "chosen")])
+def test_differences_need_two_responses(processor, tmp_path, names):
+    path = toy.write(tmp_path, [toy.row()])
+    with pytest.raises(ValueError, match=r"config\.data\.differences is \('chosen',"):
+        toy.prepare(path, tmp_path / "cache", processor, differences=names)
+
+
 def test_every_process_has_the_spans_of_its_rows(processor, tmp_path):
     marks = [[{"text": "red", "weight": 2.0}], [], [], [{"text": "circle", "weight": 4.0}]]
     data = source(tmp_path, processor, [toy.row(chosen_spans=spans) for spans in marks])

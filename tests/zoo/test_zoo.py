@@ -75,6 +75,7 @@ def test_a_row_with_the_columns_of_the_docstring_is_all_that_the_run_reads(name,
         layout=layout,
         axes=config.data.axes,
         contexts=corruptions.bind(config.data.contexts, layout),
+        differences=config.data.differences,
     )
     assert not row.unread
     assert not row.fallback  # every context has pictures or a prompt, made or given
