@@ -96,6 +96,10 @@ class Train:
     # cache: reference log-probabilities computed once and stored; step: computed from a second,
     # frozen tree in every step; none: for objectives without a reference.
     reference: str = "cache"
+    # With reference "step", every so many steps the reference moves to refresh_mixup x policy +
+    # (1 - refresh_mixup) x reference; 0 = it stays. A mixup of 1 puts the policy in its place.
+    refresh: int = 0
+    refresh_mixup: float = 1.0  # share of the policy, in (0, 1]
     log_every: int = 10  # steps
     eval_every: int = 0  # steps; 0 = only at the end
     checkpoint_every: int = 200  # steps
@@ -244,6 +248,8 @@ _AT_LEAST = {
     "train.eval_every": 0,
     "train.keep": 1,
     "train.keep_best": 0,
+    "train.refresh": 0,
+    "train.refresh_mixup": 0,
     "sample.count": 1,
     "sample.temperature": 0,
     "sample.top_k": 0,
@@ -259,7 +265,13 @@ _AT_LEAST = {
     "evaluation.temperature": 0,
     "evaluation.bootstrap": 1,
 }
-_AT_MOST = {"sample.top_p": 1, "sample.min_p": 1, "judging.failures": 1, "pool.failures": 1}
+_AT_MOST = {
+    "train.refresh_mixup": 1,
+    "sample.top_p": 1,
+    "sample.min_p": 1,
+    "judging.failures": 1,
+    "pool.failures": 1,
+}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -288,6 +300,11 @@ def build(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
             raise ValueError(f"config.{key} is {value}; it must be finite.")
     if flat["train.epochs"] <= 0:
         raise ValueError(f"config.train.epochs is {flat['train.epochs']}; it must be above 0.")
+    if flat["train.refresh_mixup"] == 0:
+        raise ValueError(
+            "config.train.refresh_mixup is 0; it must be above 0 (1 = the reference becomes the "
+            "policy). For a reference that stays, set config.train.refresh to 0."
+        )
     if flat["sample.top_p"] == 0:
         raise ValueError("config.sample.top_p is 0; it must be above 0 (1 = all tokens).")
     for key in (

@@ -130,6 +130,8 @@ def test_bind_names_what_does_not_fit(name, knobs, message):
     ("key", "value", "message"),
     [
         ("optimizer.learning_rate", float("nan"), "learning_rate is nan; it must be finite"),
+        ("train.refresh_mixup", 0.0, "refresh_mixup is 0; it must be above 0"),
+        ("train.refresh_mixup", 1.5, "refresh_mixup is 1.5; it must be at most 1"),
         ("train.epochs", 0.0, "train.epochs is 0.0; it must be above 0"),
         ("data.axes", ("a", "a"), "its names must differ"),
         ("data.branches", ("chosen", 1), "must be a tuple of names"),

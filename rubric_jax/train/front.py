@@ -181,6 +181,11 @@ def run(
             )
     configs = [dataclasses.replace(config, objective=w) for w in weightings.values()]
     members = [setup_lib.objective(one) for one in configs]
+    if any(setup_lib.refresh(config, one) for one in members):
+        raise ValueError(
+            "config.train.refresh moves the reference with the policy, and the policies of a front "
+            "share one reference. Set it to 0, or train them one by one."
+        )
     knobs = stack(members)
     plain = config_lib.to_dict(config) | {"objective": dict(weightings)}
     folders = {name: pathlib.Path(workdir) / name / "policy" for name in weightings}

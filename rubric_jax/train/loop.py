@@ -37,7 +37,9 @@ class Functions(NamedTuple):
     """The compiled parts of a run."""
 
     start: Callable  # params -> state
-    step: Callable  # (state, batch, knobs, ref_params) -> (state, metrics)
+    # (state, batch, knobs, ref_params) -> (state, metrics). ref_params is None if the reference
+    # moves: then it is state.ref.
+    step: Callable
     evaluate: Callable  # (params, batch, knobs, loss_state, ref_params) -> metrics
     schedule: Callable  # step -> learning rate
     state: step_lib.State  # shapes with shardings
@@ -92,7 +94,9 @@ def compile_functions(
     def start(params):
         return step_lib.init(params, tx, trainable, loss_state)
 
+    refresh = setup_lib.refresh(config, objective)
     shapes = jax.eval_shape(start, setup.shapes)
+    shapes = shapes._replace(ref=setup.shapes if refresh else None)
     places, _ = sharding.place(mesh, setup.vlm.rules, shapes)
     task = step_lib.Task(setup.vlm, setup.layout, objective, config.model.logps_chunk)
     step = step_lib.make(
@@ -101,15 +105,16 @@ def compile_functions(
         trainable,
         accumulate=config.train.accumulate,
         shards=sharding.data_shards(mesh),
+        refresh=refresh,
     )
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inside = setup_lib.reference(config, objective) == "step"
     reference = setup.placement[0] if inside else None
     return Functions(
-        start=jax.jit(start, out_shardings=places, donate_argnums=0),
+        start=jax.jit(start, out_shardings=places._replace(ref=None), donate_argnums=0),
         step=jax.jit(
             step,
-            in_shardings=(places, rows, whole, reference),
+            in_shardings=(places, rows, whole, None if refresh else reference),
             out_shardings=(places, whole),
             donate_argnums=0,
         ),
@@ -135,7 +140,8 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
     def evaluate() -> dict[str, float]:
         if held_out is None:
             return {}
-        return _evaluate(setup, objective, functions, state, ref_params, held_out)
+        ref = ref_params if state.ref is None else state.ref
+        return _evaluate(setup, objective, functions, state, ref, held_out)
 
     def save(wait: bool = False) -> None:
         position = {"step": done, **_inputs(data)}
@@ -159,7 +165,7 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
             source=data.source,
             plan=data.plan,
             # Forward and backward, and the reference if it is in the step.
-            passes=3 + (ref_params is not None),
+            passes=3 + (setup_lib.reference(config, objective) == "step"),
             first=first,
             steps=steps,
         )
@@ -224,9 +230,13 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
                 passes.fill_references(setup, store, part.source, load)
         data = data._replace(references=store)
         held_out = held_out and held_out._replace(references=store)
-    ref_params = setup_lib.load(setup, reference) if mode == "step" else None
+    moves = functions.state.ref is not None  # then a checkpoint holds it
+    from_files = mode == "step" and (params is not None or not moves)
+    ref_params = setup_lib.load(setup, reference) if from_files else None
     if params is not None:
         state = functions.start(params)
+        if moves:
+            state, ref_params = state._replace(ref=ref_params), None
     else:
         state, position = manager.restore(functions.state)
         changed = config_lib.differences(position, {"step": position["step"], **_inputs(data)})

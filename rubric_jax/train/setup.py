@@ -90,7 +90,21 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             "The objective weighs axes as the prompts state it (weights 'prompt'), but the prompts "
             "state nothing; set config.data.weights, such as {'draw': 'dirichlet'}."
         )
+    if refresh(config, built) and config.train.reference != "step":
+        raise ValueError(
+            f"config.train.refresh is {config.train.refresh}: a reference that moves is computed "
+            f"in the step, but config.train.reference is {config.train.reference!r}, whose "
+            "log-probabilities are those of one checkpoint. Set it to 'step', or refresh to 0."
+        )
     return built
+
+
+def refresh(config: config_lib.Config, objective: objectives.Objective) -> step_lib.Refresh | None:
+    """How the reference moves in training; None if it stays, or nothing reads it."""
+    train = config.train
+    if not train.refresh or not objective.needs_reference:
+        return None
+    return step_lib.Refresh(train.refresh, train.refresh_mixup)
 
 
 def reference(config: config_lib.Config, objective: objectives.Objective) -> str:

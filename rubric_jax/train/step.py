@@ -1,7 +1,7 @@
 """One optimisation step: branches -> log-probabilities -> objective -> optax, jitted as one.
 
-The reference is never in the state: its log-probabilities come with the batch, or from a separate
-frozen tree that is an argument of the step.
+A reference that stays is never in the state: its log-probabilities come with the batch, or from a
+separate frozen tree that is an argument of the step. One that moves is `State.ref`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,18 @@ class State(NamedTuple):
     params: Params
     opt_state: Any
     loss_state: Any  # of the objective: running baselines
+    ref: Params | None = None  # a reference that moves; see Refresh
+
+
+class Refresh(NamedTuple):
+    """How the reference of a state moves.
+
+    After every `every` steps it becomes mixup * policy + (1 - mixup) * reference: the soft update
+    of TR-DPO, arXiv:2404.09656, and with a mixup of 1 its hard one.
+    """
+
+    every: int  # optimizer steps, >= 1
+    mixup: float  # in (0, 1]
 
 
 class Task(NamedTuple):
@@ -56,6 +68,7 @@ def make(
     *,
     accumulate: int = 1,
     shards: int = 1,
+    refresh: Refresh | None = None,
 ) -> Callable:
     """The step: (state, batch, knobs, ref_params) -> (state, metrics). Jit it with donated state.
 
@@ -65,14 +78,16 @@ def make(
       trainable: tree of booleans like the parameters.
       accumulate: microbatches that the batch is cut into; loss state moves on with each.
       shards: data shards of the mesh, so that every microbatch is spread over all of them.
+      refresh: how the reference in `State.ref` moves; None = there is none.
 
     `knobs` are the objective's traced numbers; `ref_params` is None unless the reference is
-    computed in the step. Metrics are means over the rows that hold an instance;
+    computed in the step and stays. Metrics are means over the rows that hold an instance;
     `tokens` and `rows` are counts.
     """
 
     def step(state: State, batch: types.Batch, knobs, ref_params=None):
         kept, frozen = paths.split(state.params, trainable)
+        ref_params = ref_params if refresh is None else state.ref
         total = jnp.maximum(jnp.sum(_rows(batch)), 1.0)
 
         def loss_fn(kept, part, loss_state):
@@ -101,7 +116,9 @@ def make(
         params = paths.merge(optax.apply_updates(kept, updates), frozen)
         metrics["grad_norm"] = optax.global_norm(grads)
         metrics["update_norm"] = optax.global_norm(updates)
-        return State(state.step + 1, params, opt_state, loss_state), metrics
+        done = state.step + 1
+        ref = None if refresh is None else _refreshed(refresh, done, params, state.ref)
+        return State(done, params, opt_state, loss_state, ref), metrics
 
     return step
 
@@ -131,6 +148,25 @@ def microbatches(batch: types.Batch, parts: int, shards: int) -> types.Batch:
         return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
 
     return jax.tree.map(cut, batch)
+
+
+def _refreshed(refresh: Refresh, done: Array, params: Params, ref: Params) -> Params:
+    """The reference after `done` steps: one program, whether or not it moves now."""
+
+    def mix(new: Array, old: Array) -> Array:
+        if refresh.mixup == 1:
+            return new
+        # float32: in bfloat16 a small share of a small difference would round to nothing.
+        old32 = old.astype(jnp.float32)
+        return (old32 + refresh.mixup * (new.astype(jnp.float32) - old32)).astype(old.dtype)
+
+    return jax.lax.cond(
+        done % refresh.every == 0,
+        lambda new, old: jax.tree.map(mix, new, old),
+        lambda new, old: old,
+        params,
+        ref,
+    )
 
 
 def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params, total):

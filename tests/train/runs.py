@@ -138,6 +138,15 @@ def metrics(workdir) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def timeless(workdir) -> list[dict]:
+    """The metrics that do not depend on the clock."""
+    speed = {"pairs_per_second", "tokens_per_second"}
+    return [
+        {name: value for name, value in line.items() if name not in speed}
+        for line in metrics(workdir)
+    ]
+
+
 def assert_same_bits(a, b):
     a, b = parameters(a), parameters(b)
     assert a.keys() == b.keys()

@@ -38,7 +38,9 @@ class Case:
 
     def start(self, seed=0):
         with jax.set_mesh(self.setup.mesh):
-            return self.functions.start(self.params(seed))
+            state = self.functions.start(self.params(seed))
+            moves = self.functions.state.ref is not None
+            return state._replace(ref=self.params(seed)) if moves else state
 
     def params(self, seed=0):
         return jax.device_put(_initial(seed), self.setup.placement[0])
@@ -73,6 +75,7 @@ def case(
     remat="none",
     trainable=((r".*", True),),
     reference="cache",
+    **train,
 ):
     layout = types.Layout.of(branches)
     config = config_lib.Config(
@@ -80,7 +83,7 @@ def case(
         data=config_lib.Data(branches=branches, axes=axes),
         objective=spec,
         optimizer=dataclasses.replace(OPTIMIZER, trainable=trainable),
-        train=config_lib.Train(accumulate=accumulate, reference=reference),
+        train=config_lib.Train(accumulate=accumulate, reference=reference, **train),
         mesh=config_lib.Mesh(**dict(zip(sharding.AXES, mesh, strict=True))),
     )
     setup = setup_lib.Setup(
