@@ -107,6 +107,10 @@ class Train:
     keep_best: int = 0  # and the best by `best_metric` on the held-out data
     best_metric: str = "rewards/accuracies"
     best_mode: str = "max"  # max or min
+    # Stop after so many evaluations in a row of which none beat the best `best_metric` by more than
+    # min_delta; 0 = take all steps. Needs keep_best.
+    patience: int = 0
+    min_delta: float = 0.0
     tensorboard: bool = True
     wandb_project: str = ""  # "" = off; needs the wandb package
 
@@ -248,6 +252,8 @@ _AT_LEAST = {
     "train.eval_every": 0,
     "train.keep": 1,
     "train.keep_best": 0,
+    "train.patience": 0,
+    "train.min_delta": 0,
     "train.refresh": 0,
     "train.refresh_mixup": 0,
     "sample.count": 1,

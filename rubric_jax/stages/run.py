@@ -131,7 +131,7 @@ class Run:
         outcome, trained = schedule.fit(config, self.path(number, "train"))
         if not outcome.finished:
             raise Interrupted(trained)
-        training.export(trained, policy + ".part", dtype=config.model.param_dtype)
+        training.hand_on(trained, policy + ".part", dtype=config.model.param_dtype)
         if self._is_writer:
             policies.place(policy, config_lib.to_dict(config), made_from, outcome.step)
         setup_lib.barrier()

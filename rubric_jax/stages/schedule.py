@@ -126,7 +126,7 @@ def _ended(stage: config_lib.Config, folder: str, alpha: float) -> str:
     there = os.path.isdir(policy)
     setup_lib.barrier()  # nobody may write before everybody has looked
     if not there:
-        training.export(folder, policy + ".part", dtype=stage.model.param_dtype)
+        training.hand_on(folder, policy + ".part", dtype=stage.model.param_dtype)
     if jax.process_index() == 0:
         if not there:
             os.replace(policy + ".part", policy)

@@ -89,6 +89,17 @@ def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str 
     print(f"{out}: {written} tensors, with config, tokenizer and processor", file=sys.stderr)
 
 
+def hand_on(workdir: str, out: str, *, dtype: str | None = None) -> None:
+    """Exports what a run hands on to the next stage or round.
+
+    The best checkpoint by its `best_metric` where the run keeps the best (config.train.keep_best),
+    else the last.
+    """
+    file = pathlib.Path(workdir) / "config.json"
+    config = config_lib.build(json.loads(file.read_text()))
+    export(workdir, out, step="best" if config.train.keep_best else None, dtype=dtype)
+
+
 def _cache(config: config_lib.Config, workdir: str | None):
     """Where a command without a run of its own prepares data: the config's cache, the work
     directory's, or one that is gone afterwards."""

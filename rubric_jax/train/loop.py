@@ -16,7 +16,7 @@ from rubric_jax import checkpoint, metrics, objectives, paths, sharding, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit, encoding, loading
 from rubric_jax.train import log as log_lib
-from rubric_jax.train import memory, optimizer, passes
+from rubric_jax.train import memory, optimizer, passes, stopping
 from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
 
@@ -131,7 +131,7 @@ def compile_functions(
 def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -> Outcome:
     config = setup.config
     plain = config_lib.to_dict(config)
-    state, ref_params, data, held_out = _begin(
+    state, ref_params, data, held_out, patience = _begin(
         setup, functions, manager, workdir, data, held_out, objective
     )
     first = int(sharding.to_host(state.step))
@@ -144,7 +144,7 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
         return _evaluate(setup, objective, functions, state, ref, held_out)
 
     def save(wait: bool = False) -> None:
-        position = {"step": done, **_inputs(data)}
+        position = {"step": done, "patience": patience.position(), **_inputs(data)}
         manager.save(done, state, position=position, config=plain, metrics=found, wait=wait)
 
     with (
@@ -169,12 +169,13 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
             first=first,
             steps=steps,
         )
+        stop = first if patience.over else steps
         batches = setup_lib.batches(
             setup,
             data.source,
             data.plan,
             start=first,
-            stop=steps,
+            stop=stop,
             references=data.references,
             spans=objective.spans,
         )
@@ -186,16 +187,20 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
             leaving = preemption.reached()
             every = config.train.eval_every
             evaluated = done == steps or (every > 0 and done % every == 0)
-            if evaluated and not leaving:
+            # A checkpoint's rank is written with it, so it is found out before leaving.
+            if evaluated and (not leaving or config.train.keep_best):
                 found = evaluate()
                 _check_metric(config, found)
                 log.pause(done, found)
+                if found and config.train.keep_best:
+                    patience = patience.seen(done, found[config.train.best_metric])
             best = bool(found) and config.train.keep_best > 0
-            if leaving or best or done == steps or done % config.train.checkpoint_every == 0:
+            last = done == steps or patience.over
+            if leaving or best or last or done % config.train.checkpoint_every == 0:
                 log.flush()  # a state that is not finite is never saved
                 save(wait=leaving)
                 log.restart()
-                found = found if done == steps else {}
+                found = found if last else {}
             if leaving:
                 log.close()
                 _say(
@@ -204,15 +209,21 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
                     "command goes on from there.",
                 )
                 return Outcome(done, False, {})
+            if patience.over:
+                break
         log.close()
+        if patience.over:
+            _say(setup, f"Stopped early, at step {done} of {steps}: {patience.why()}.")
         if done == first and held_out is not None:  # nothing was left to do
             found = evaluate()
     return Outcome(done, True, found)
 
 
 def _begin(setup, functions, manager, workdir, data, held_out, objective):
-    """(state, reference parameters or None, data and held-out data with their references)."""
+    """(state, reference parameters or None, data and held-out data with their references, what is
+    left of the patience)."""
     config = setup.config
+    patience = stopping.Patience.of(config.train)
     reference = setup_lib.reference_directory(setup)
     mode = setup_lib.reference(config, objective)
     params = None
@@ -239,6 +250,7 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
             state, ref_params = state._replace(ref=ref_params), None
     else:
         state, position = manager.restore(functions.state)
+        patience = patience.restored(position.pop("patience", {}))
         changed = config_lib.differences(position, {"step": position["step"], **_inputs(data)})
         if changed:
             raise ValueError(
@@ -246,7 +258,7 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
                 f"now: {'; '.join(changed)}. Put them back, or take a new --workdir."
             )
         _say(setup, f"Resuming at step {manager.latest()}.")
-    return state, ref_params, data, held_out
+    return state, ref_params, data, held_out, patience
 
 
 def _evaluate(setup, objective, functions, state, ref_params, data: Data) -> dict[str, float]:
@@ -346,6 +358,11 @@ def _check_spans(objective: objectives.Objective, counts: encoding.Counts, path:
 
 
 def _check_best(config: config_lib.Config) -> None:
+    if config.train.patience and not config.train.keep_best:
+        raise ValueError(
+            "config.train.patience stops a run after its best checkpoint, which "
+            "config.train.keep_best = 0 does not keep; set it to 1."
+        )
     if config.train.keep_best and not (config.data.eval_path and config.train.eval_every):
         raise ValueError(
             "config.train.keep_best needs held-out data and evaluations to rank checkpoints by: "

@@ -99,8 +99,10 @@ def test_export_takes_the_best_step_or_one_by_number(trained, tmp_path):
     best = min(losses, key=losses.get)
     stages.export(str(workdir), str(tmp_path / "best"), step="best")
     stages.export(str(workdir), str(tmp_path / "named"), step=best)
-    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("best", "named"))
-    assert a == b
+    stages.training.hand_on(str(workdir), str(tmp_path / "handed"))
+    names = ("best", "named", "handed")
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in names)
+    assert a == b == c
     with pytest.raises(ValueError, match=r"No checkpoint of step 99 in .*; it has \["):
         stages.export(str(workdir), str(tmp_path / "none"), step=99)
 

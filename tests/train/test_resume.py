@@ -2,32 +2,45 @@
 
 import pytest
 
+from rubric_jax import checkpoint
 from tests.train import runs
 
 LEFT = 143  # 128 + SIGTERM
 
 
 def config():
-    """A reference that moves."""
+    """A reference that moves at step 2, and patience that ends after step 3."""
     return runs.config(
+        data={"eval_path": str(runs.root() / "data" / "heldout.jsonl")},
         train={
-            "steps": 6,
-            "checkpoint_every": 2,
+            "checkpoint_every": 10,
             "log_every": 1,
             "reference": "step",
-            "refresh": 3,
+            "refresh": 2,
             "refresh_mixup": 0.5,
+            "eval_every": 1,
+            "best_metric": "loss",
+            "best_mode": "min",
+            "keep": 1,
+            "keep_best": 1,
+            "patience": 2,
+            "min_delta": 10.0,  # more than any loss can fall
         },
         objective={"dpo": runs.PAIR},
     )
 
 
 @pytest.mark.slow
-def test_a_run_that_left_and_went_on_ends_with_the_bits_of_one_that_was_not(tmp_path):
+def test_a_run_that_left_and_went_on_ends_with_the_bits_of_one_that_did_not(tmp_path):
     made = config()
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    runs.finish(runs.start(made, whole))
-    runs.finish(runs.start(made, broken, "SIGTERM", "step", 3), code=LEFT)
+    said = runs.finish(runs.start(made, whole))
+    assert "Stopped early, at step 3 of 8: held-out loss has not come more than 10 below" in said
+    runs.finish(runs.start(made, broken, "SIGTERM", "step", 2), code=LEFT)
     runs.finish(runs.start(made, broken))
     runs.assert_same_bits(broken, whole)
     assert runs.timeless(broken) == runs.timeless(whole)
+    assert [line["step"] for line in runs.metrics(broken) if "eval/loss" in line] == [1, 2, 3]
+    best = checkpoint.params(str(broken), "best")["decoder"]["norm"]["scale"]
+    expected = checkpoint.params(str(whole), "best")["decoder"]["norm"]["scale"]
+    assert best.tobytes() == expected.tobytes()
