@@ -53,12 +53,19 @@ class Data:
     # Contexts whose pictures are made of a row's own: {context: {corruption: name, <knobs>}}, see
     # data/corruptions/
     contexts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # Two responses whose differing words are spans (for the modifier `spans`), in rows without spans
+    # Two responses whose differing words are spans (modifier `spans`) in rows without spans
     differences: tuple[str, ...] = ()
     # Prompts that state weights of the reward axes: {draw: name, copies: 1, <knobs>}, see
     # data/conditioning.py
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     axes: tuple[str, ...] = ()  # names of the reward axes, in order; A = len(axes)
+    # Rated lists to pairs: {pairs: best_vs_rest or best_vs_worst, weights: {axis: number}}, see
+    # data/rated.py
+    rated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Order of an epoch, and part of the rows to train on: {by: gap or level, <knobs>}, see
+    # data/ordering.py
+    curriculum: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    view: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_prompt: int = 2048  # tokens, image tokens included; longer prompts are dropped and counted
     max_response: int = 1024  # tokens; longer responses are cut and counted
     buckets: int = 3  # padded shapes at most; each costs one compilation

@@ -35,7 +35,7 @@ def table(
     """
     counts = prepared.counts
     parts: list[Any] = [title] if title else []
-    parts.append(_rows(counts, prepared.axes))
+    parts.append(_rows(counts, prepared.axes, len(plan.rows)))
     parts += [f"  dropped: {line}" for examples in counts.examples.values() for line in examples]
     if counts.unread:
         parts.append(f"  columns that nothing reads: {', '.join(counts.unread)}")
@@ -45,6 +45,8 @@ def table(
     ):
         parts.append(_histogram(f"{name} tokens", prepared.index[key], rows))
     parts.append(_buckets(prepared, plan))
+    if plan.phase is not None:
+        parts.append(_phases(plan))
     count = len(plan.shapes)
     parts.append(f"compilations of the step to expect: {count} (one per shape)")
     parts += list(lines)
@@ -69,7 +71,7 @@ def shapes(prepared: preparing.Prepared, plan: planning.Plan) -> list[tuple[int,
     return found
 
 
-def _rows(counts, axes: Sequence[str]) -> rich.table.Table:
+def _rows(counts, axes: Sequence[str], planned: int) -> rich.table.Table:
     made = rich.table.Table()
     made.add_column("rows")
     made.add_column("", justify="right")
@@ -79,6 +81,8 @@ def _rows(counts, axes: Sequence[str]) -> rich.table.Table:
     if counts.copies:
         made.add_row("copies of each, with weights in the prompt", str(counts.copies))
     made.add_row("kept", str(counts.kept))
+    if planned < counts.kept:
+        made.add_row("of these in config.data.view", str(planned))
     if axes:
         made.add_row("without rewards on every axis", str(counts.unrewarded))
     if counts.fell_back:
@@ -110,6 +114,22 @@ def _histogram(title: str, lengths: np.ndarray, names: Sequence[str]) -> rich.ta
         low, high = edges[i], edges[i + 1] - 1
         bar = "█" * int(np.ceil(24 * counts[:, i].max() / max(counts.max(), 1)))
         made.add_row(f"{low}" if low == high else f"{low} to {high}", *map(str, counts[:, i]), bar)
+    return made
+
+
+def _phases(plan: planning.Plan) -> rich.table.Table:
+    """Rows of each phase of the curriculum, their keys, and the step of an epoch it begins with."""
+    made = rich.table.Table(title="phases of an epoch", title_justify="left")
+    for name in ("phase", "rows", "key", "first step"):
+        made.add_column(name, justify="right")
+    _, batches = plan.epoch_batches()
+    phase_of = dict(zip(plan.rows.tolist(), plan.phase.tolist(), strict=True))
+    latest = [max(phase_of[row] for row in batch[batch >= 0].tolist()) for batch in batches]
+    for number in range(plan.phase.max() + 1):
+        key = plan.key[plan.phase == number]
+        span = f"{key.min():g}" if key.min() == key.max() else f"{key.min():g} to {key.max():g}"
+        first = latest.index(number) if number in latest else "in a batch of the next"
+        made.add_row(str(number + 1), str(len(key)), span, str(first))
     return made
 
 

@@ -89,6 +89,7 @@ class Encoder:
         self._prompt_lengths, self._response_lengths = array.array("i"), array.array("i")
         self._axes = array.array("i")
         self._preferences = array.array("f")
+        self._rewards, self._levels = array.array("f"), array.array("d")
         self._keys = bytearray()
         others = [context for context in layout.contexts if context != types.CLEAN]
         self.origins = {context: collections.Counter() for context in others}
@@ -166,12 +167,22 @@ class Encoder:
             "preference": np.array(self._preferences, np.float32).reshape(
                 rows, len(self.config.axes) if self.conditioning else 0
             ),
+            "rewards": np.array(self._rewards, np.float32).reshape(
+                rows, branches, len(self.config.axes)
+            ),
+            "level": np.array(self._levels, np.float64),
             "prompt_lengths": np.array(self._prompt_lengths, np.int32).reshape(rows, -1),
             "response_lengths": np.array(self._response_lengths, np.int32).reshape(rows, branches),
             "keys": np.frombuffer(bytes(self._keys), np.uint8).reshape(rows, branches, 32),
         }
 
     def _encode(self, row: reading.Row, found: pictures.Found) -> dict[str, Any]:
+        if row.tied:
+            raise Dropped(
+                "equal ratings",
+                "rejected",
+                "is rated like the best response of its list, so there is nothing to prefer.",
+            )
         for name, response in row.responses.items():
             if not _text(response).strip():
                 raise Dropped("empty response", name, "is empty; write a response.")
@@ -305,6 +316,8 @@ class Encoder:
         self._numbers.append(row.number)
         self._image_counts.append(len(set(flat)))
         self._axes.append(-1 if row.axis is None else record["axis"])
+        self._rewards.extend(record["rewards"].tolist())
+        self._levels.append(np.nan if row.level is None else row.level)
         self._prompt_lengths.extend(record["prompt_lengths"].tolist())
         self._response_lengths.extend(record["response_lengths"].tolist())
         self._keys += bytes.fromhex("".join(record["keys"]))

@@ -3,6 +3,8 @@
 Rows are sorted by length and cut into at most `buckets` runs of whole batches; the cuts minimise
 the padded tokens of an epoch. A batch stays inside its bucket, so an epoch visits every row once
 and only the bucket of the longest rows has a partial batch, filled up with padding rows (-1).
+With phases (a curriculum), rows and batches are shuffled within their phase; what a phase leaves of
+a batch is filled up with rows of the next one, and no row comes before its phase.
 Every process computes the same plan from the lengths; nothing is communicated.
 """
 
@@ -37,6 +39,8 @@ class Plan:
     groups: int
     seed: int
     shuffle: bool
+    phase: np.ndarray | None = None  # int64 [R], from 0; None = one phase
+    key: np.ndarray | None = None  # float64 [R], by which the phases were cut
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,6 +66,7 @@ def plan(
     seed: int = 0,
     shuffle: bool = True,
     rows: Sequence[int] | None = None,
+    phases=None,
 ) -> Plan:
     """Plans the batches of prepared data.
 
@@ -73,6 +78,7 @@ def plan(
       seed: of the shuffle.
       shuffle: another order in every epoch; without it, batches are runs of the input order.
       rows: visit only these (all by default).
+      phases: an ordering.Phases over these rows, or None; read only where batches are shuffled.
 
     Raises:
       ValueError: no rows, or groups that do not divide the batch.
@@ -100,6 +106,8 @@ def plan(
         slots = _most_images(index["images"][rows[members]], batch_size // groups)
         shapes.append(Shape(int(high_p[cut - 1]), int(high_t[cut - 1]), slots))
     made = Plan(tuple(shapes), rows, bucket, batch_size, groups, seed, shuffle)
+    if phases is not None and shuffle:
+        made = dataclasses.replace(made, phase=phases.of, key=phases.key)
     used = np.unique(_epoch(made, 0)[0])
     if len(used) == len(shapes):
         return made
@@ -158,12 +166,17 @@ def _epoch(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         bucket = _fill(plan.bucket, plan.batch_size)
         return bucket.max(axis=1), rows
     rng = np.random.default_rng((plan.seed, epoch))
-    buckets, batches = [], []
+    buckets, batches, phases = [], [], []
     for k in range(len(plan.shapes)):
-        rows = _fill(rng.permutation(plan.rows[plan.bucket == k]), plan.batch_size)
-        batches.append(rows)
-        buckets.append(np.full(len(rows), k, np.int64))
+        members = rng.permutation(np.flatnonzero(plan.bucket == k))
+        if plan.phase is not None:
+            members = members[np.argsort(plan.phase[members], kind="stable")]
+            phases.append(_fill(plan.phase[members], plan.batch_size).max(axis=1))
+        batches.append(_fill(plan.rows[members], plan.batch_size))
+        buckets.append(np.full(len(batches[-1]), k, np.int64))
     order = rng.permutation(sum(map(len, batches)))
+    if phases:
+        order = order[np.argsort(np.concatenate(phases)[order], kind="stable")]
     return np.concatenate(buckets)[order], np.concatenate(batches)[order]
 
 

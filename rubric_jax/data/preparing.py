@@ -41,6 +41,7 @@ from rubric_jax.data import (
     encoding,
     pictures,
     processing,
+    rated,
     reading,
     records,
     sources,
@@ -74,6 +75,8 @@ class Prepared:
         images          int32 [R], distinct images of the row
         axis            int32 [R], the axis that ordered the pair; -1 where the row names none
         preference      float32 [R, A], the weights that the row's prompt states; [R, 0] if none
+        rewards         float32 [R, N, A]; 0 where nothing is known
+        level           float64 [R], the column `level`; NaN where the row has no number there
         keys            uint8 [R, N, 32], content keys
         """
         with np.load(os.path.join(self.directory, "index.npz")) as arrays:
@@ -106,8 +109,8 @@ def prepare(
     """Finds the prepared records of some data, or makes them.
 
     Args:
-      config: contexts, differences, weights, max_prompt, max_response, axes, max_image_pixels and
-        confine_images count.
+      config: contexts, differences, weights, rated, max_prompt, max_response, axes,
+        max_image_pixels and confine_images count.
       layout: the branches, whose responses and contexts every row must have.
       processor: of the checkpoint.
       path, split: the data (see reading.py).
@@ -120,6 +123,7 @@ def prepare(
     """
     contexts = corruptions.bind(config.contexts, layout)
     spans.check_differences(config.differences, layout)
+    rated.bind(config.rated, config.axes)
     key = _key(config, layout, contexts, processor, path, split)
     try:
         if is_writer:
@@ -176,6 +180,7 @@ def _build(config, layout, contexts, processor, path, split, directory: str) -> 
         confine=config.confine_images,
         contexts=contexts,
         differences=config.differences if layout.branches else (),
+        rated=rated.bind(config.rated, config.axes),
     )
     lent = os.path.join(directory, "lent")
     if album.needs_partners:
@@ -245,6 +250,8 @@ def _key(config, layout, contexts, processor, path, split) -> str:
         parts["differences"] = config.differences
     if stated:
         parts["weights"] = stated.settings()
+    if config.rated:
+        parts["rated"] = dataclasses.asdict(rated.bind(config.rated, config.axes))
     if contexts:
         parts["contexts"] = {name: contexts[name].settings() for name in sorted(contexts)}
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -19,6 +19,7 @@ TRL's preference layout, one row per line or record:
   <response>_rewards   axis -> number in [0, 1]; <branch>_rewards, such as chosen@corrupted_rewards,
                    goes before it
   axis, weight, margin, id   the axis that ordered the pair, >= 0, any number, any name
+  level            how hard the row is, for curricula and views; read where it is a number
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import corruptions, images, processing, sources
+from rubric_jax.data import rated as rated_lib
 from rubric_jax.data import spans as spans_lib
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -59,7 +61,9 @@ class Row:
     axis: str | None
     weight: float
     margin: float
+    level: float | None
     unread: frozenset[str]  # columns that nothing reads
+    tied: bool = False  # of a rated list: the ratings of both responses are equal
 
     def error(self, field: str, message: str) -> ValueError:
         return ValueError(f"{self.file}:{self.number}: {field}: {message}")
@@ -74,6 +78,7 @@ def rows(
     confine: bool = False,
     contexts: Mapping[str, corruptions.Context] | None = None,
     differences: Sequence[str] = (),
+    rated: rated_lib.Rated | None = None,
 ) -> Iterator[Row]:
     """Rows of a data path in their order, each checked.
 
@@ -85,6 +90,7 @@ def rows(
       confine: refuse image paths that leave the directory of the data.
       contexts: those that are made of a row's own images where it has no column of them.
       differences: two responses whose differing words are spans, in rows without spans of them.
+      rated: how records with rated responses become pairs, one after the other.
 
     Raises:
       ValueError: 'file:row: field: what is wrong, and the mend'.
@@ -94,8 +100,11 @@ def rows(
         where = f"{path}:{number}: "
         try:
             record = _strip(record)
-            row = _row(path, number, record, layout, axes, root, confine, contexts or {})
-            yield _with_differences(row, record, layout, differences) if differences else row
+            pairs = rated.rows(record, str(number)) if rated else [(record, False)]
+            for part, tied in pairs:
+                row = _row(path, number, part, layout, axes, root, confine, contexts or {})
+                row = dataclasses.replace(row, tied=tied)
+                yield _with_differences(row, part, layout, differences) if differences else row
         except processing.FieldError as error:
             raise ValueError(where + str(error)) from error
 
@@ -130,6 +139,9 @@ def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
         raise processing.FieldError("weight", f"is {weight}; a weight must be at least 0.")
     known |= {"prompt", "id", "weight", "margin", *responses} | ({"axis"} if axes else set())
     known |= set(inputs)
+    level = record.get("level")
+    level = None if isinstance(level, bool) or not isinstance(level, int | float) else level
+    known |= set() if level is None else {"level"}
     return Row(
         file=file,
         number=number,
@@ -148,6 +160,7 @@ def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
         axis=axis,
         weight=weight,
         margin=_number("margin", record.get("margin", 0.0)),
+        level=None if level is None else _number("level", level),
         unread=frozenset(record) - known,
     )
 

@@ -52,6 +52,9 @@ def train(config: config_lib.Config, workdir: str) -> tuple[loop.Outcome, str]:
     for name, values in zip(names, config.schedule, strict=True):
         folder = os.path.join(workdir, name)
         stage = stage_config(config, values, start)
+        # One preparation serves all stages that read the same rows.
+        cache = setup_lib.cache_directory(stage, workdir)
+        stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, cache=cache))
         outcome = training.train(stage, folder)
         if not outcome.finished:
             return outcome, folder

@@ -228,7 +228,8 @@ def _begin(setup, objective, source: loading.Source, cache: str):
     if mode == "step":
         return params, load(), None
     store = passes.reference_store(setup, cache)
-    passes.fill_references(setup, store, source, load)
+    rows = setup_lib.plan(setup, source, shuffle=True).rows
+    passes.fill_references(setup, store, source, load, rows=rows)
     return params, None, store
 
 

@@ -238,7 +238,7 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
 
         for part in (data, held_out):
             if part is not None:
-                passes.fill_references(setup, store, part.source, load)
+                passes.fill_references(setup, store, part.source, load, rows=part.plan.rows)
         data = data._replace(references=store)
         held_out = held_out and held_out._replace(references=store)
     moves = functions.state.ref is not None  # then a checkpoint holds it

@@ -59,17 +59,21 @@ def fill_references(
     store: references.References,
     data: loading.Source,
     load: Callable[[], types.Params],
+    *,
+    rows: np.ndarray | None = None,
 ) -> int:
-    """Computes what the store lacks for all rows of some data; returns how many branches it lacked.
+    """Computes what the store lacks for rows of some data; returns how many branches it lacked.
 
-    Batches are those of a pass over all rows, and a key takes its first value for good: a pass that
-    was killed and goes on computes every value in the same company, hence with the same rounding.
+    Batches are those of a pass over all these rows, and a key takes its first value for good: a
+    pass that was killed and goes on computes every value in the same company, hence with the same
+    rounding.
 
     Args:
       load: gives the reference's parameters; called only if something is missing.
+      rows: int64, all by default.
     """
-    plan = setup_lib.plan(setup, data, shuffle=False)
-    missing = set(store.missing(data.prepared.keys(slice(None))))
+    plan = setup_lib.plan(setup, data, shuffle=False, rows=rows)
+    missing = set(store.missing(data.prepared.keys(plan.rows)))
     count = len(missing)
     setup_lib.barrier()  # nobody may write before everybody has looked
     if not missing:

@@ -15,7 +15,16 @@ from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
 from rubric_jax import models, objectives, sharding, types
-from rubric_jax.data import conditioning, corruptions, loading, preparing, processing, spans
+from rubric_jax.data import (
+    conditioning,
+    corruptions,
+    loading,
+    ordering,
+    preparing,
+    processing,
+    rated,
+    spans,
+)
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights
 from rubric_jax.train import step as step_lib
@@ -72,6 +81,8 @@ def objective(config: config_lib.Config) -> objectives.Objective:
     corruptions.bind(config.data.contexts, layout)
     conditioning.bind(config.data.weights, layout, config.data.axes)
     spans.check_differences(config.data.differences, layout)
+    ordering.check(config.data)
+    rated.bind(config.data.rated, config.data.axes)
     built = objectives.build(config.objective, layout, config.data.axes)
     if built.needs_reference and config.train.reference == "none":
         names = ", ".join(term.entry for term in built.terms)
@@ -149,9 +160,17 @@ def source(setup: Setup, path: str, split: str, cache: str) -> loading.Source:
     return loading.open(prepared)
 
 
-def plan(setup: Setup, data: loading.Source, *, shuffle: bool) -> loading.Plan:
-    """Batches for training (shuffled, cut for accumulation) or for one pass in input order."""
+def plan(setup: Setup, data: loading.Source, *, shuffle: bool, rows=None) -> loading.Plan:
+    """Batches for training (shuffled, cut for accumulation) or for one pass in input order.
+
+    Training visits the rows of config.data.view, by config.data.curriculum; a pass visits `rows`,
+    all by default.
+    """
     train, shards = setup.config.train, sharding.data_shards(setup.mesh)
+    phases = None
+    if shuffle:
+        rows = ordering.rows(data.prepared, setup.config.data)
+        phases = ordering.phases(data.prepared, setup.config.data, rows)
     parts = train.accumulate if shuffle else 1
     size = train.batch_size
     if not shuffle:  # passes keep no gradients: a microbatch is what fits, and all shards take part
@@ -163,6 +182,8 @@ def plan(setup: Setup, data: loading.Source, *, shuffle: bool) -> loading.Plan:
         buckets=setup.config.data.buckets,
         seed=setup.config.data.seed,
         shuffle=shuffle,
+        rows=rows,
+        phases=phases,
     )
 
 
