@@ -12,8 +12,9 @@ objective: what trains (`optimizer.trainable`), which data, how long, how fast.
   name         of its directory below the work directory; stage_1, stage_2, ... by default
   reference    start: the policy that the stage begins with (the default); base: model.checkpoint;
                or a checkpoint's directory
-  extrapolate  alpha: the next stage begins with policy + alpha (policy - start), as APO does; the
-               stage's own policy stays as it is
+  extrapolate  alpha: the next stage begins with policy + alpha (policy - policy of the stage
+               before, at first model.checkpoint), as APO does (arXiv:2410.06293). Policies stay as
+               they were trained: each differs from the last policy, not from where it started
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def train(config: config_lib.Config, workdir: str) -> tuple[loop.Outcome, str]:
     if jax.process_index() == 0:
         checkpoint.claim(workdir, config_lib.to_dict(config))
     start, outcome, folder = config.model.checkpoint, None, workdir
+    before = start
     for name, values in zip(names, config.schedule, strict=True):
         folder = os.path.join(workdir, name)
         stage = stage_config(config, values, start)
@@ -58,7 +60,8 @@ def train(config: config_lib.Config, workdir: str) -> tuple[loop.Outcome, str]:
         outcome = training.train(stage, folder)
         if not outcome.finished:
             return outcome, folder
-        start = _ended(stage, folder, float(values.get("extrapolate", 0.0)))
+        start = _ended(stage, folder, before, float(values.get("extrapolate", 0.0)))
+        before = os.path.join(folder, "policy")
     return outcome, folder
 
 
@@ -123,8 +126,8 @@ def stage_config(
     return dataclasses.replace(made, model=model)
 
 
-def _ended(stage: config_lib.Config, folder: str, alpha: float) -> str:
-    """The directory that the next stage starts from."""
+def _ended(stage: config_lib.Config, folder: str, before: str, alpha: float) -> str:
+    """The directory that the next stage starts from; `before` is the policy of the last stage."""
     policy, further = os.path.join(folder, "policy"), os.path.join(folder, "extrapolated")
     there = os.path.isdir(policy)
     setup_lib.barrier()  # nobody may write before everybody has looked
@@ -135,7 +138,7 @@ def _ended(stage: config_lib.Config, folder: str, alpha: float) -> str:
             os.replace(policy + ".part", policy)
         if alpha and not os.path.isdir(further):
             vlm = models.build(stage.model.family, policy)
-            members = [policy, models.directory(stage.model.checkpoint)]
+            members = [policy, models.directory(before)]
             soup.write(further + ".part", members, [1 + alpha, -alpha], vlm)
             os.replace(further + ".part", further)
     setup_lib.barrier()

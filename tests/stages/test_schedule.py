@@ -60,7 +60,12 @@ def test_two_stages_with_one_name_are_refused():
 def test_stages_run_in_order_extrapolate_and_are_not_run_again(tmp_path):
     made = config(
         {"name": "sft", "objective": NLL, "train": {"steps": 2}, "extrapolate": 0.5},
-        {"name": "modpo", "train": {"steps": 2}},
+        {
+            "name": "modpo",
+            "train": {"steps": 2},
+            "data": {"view": {"by": "gap", "part": 1, "of": 2}},
+            "extrapolate": 0.3,
+        },
         train={"reference": "step"},
     )
     outcome, folder = stages.fit(made, str(tmp_path))
@@ -79,6 +84,9 @@ def test_stages_run_in_order_extrapolate_and_are_not_run_again(tmp_path):
     )
     np.testing.assert_allclose(further, sft + 0.5 * (sft - base), rtol=1e-6)
     assert not np.array_equal(sft, base)
+    # From the policy of the stage before, not from the point that the stage started at.
+    modpo, last = (read(tmp_path / f"modpo/{name}") for name in ("policy", "extrapolated"))
+    np.testing.assert_allclose(last, modpo + 0.3 * (modpo - sft), rtol=1e-6)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     again, _ = stages.fit(made, str(tmp_path))
     assert again.step == outcome.step
