@@ -3,12 +3,11 @@
   python -m rubric_jax train --config=configs/zoo/temple.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
 
-Plain DPO in four stages (16, 8, 4, 2 groups of clips), each from
---config.model.checkpoint=RUN/policy of the one before; then SFT: --config.objective.dpo.weight=0
---config.objective.nll.weight=1. Columns: images (frames in order), chosen, rejected (written from
-perturbed clips).
+DPO in four stages, each on from the one before, then SFT. Columns: images (frames in order),
+chosen, rejected (written from perturbed clips), level (1 to 4: perturbed in 16, 8, 4 or 2 groups).
 
-Ours: beta 0.1; lr 1e-6 for the whole model (the paper: 5e-6 with LoRA, merged between stages).
+Ours: beta 0.1; lr 1e-6 for the whole model (the paper: 5e-6 with LoRA, merged between stages); SFT
+on all chosen captions, where the paper has 60k others (give the stage a `data` of its own).
 """
 
 from configs import llava
@@ -24,9 +23,11 @@ METHOD = {
 
 def get_config():
     config = llava.get_config()
-    config.objective = {
-        "dpo": {"weight": 1.0, "win": "chosen", "lose": "rejected", "beta": 0.1},
-        "nll": {"weight": 0.0, "on": "chosen"},
-    }
+    config.objective = {"dpo": {"win": "chosen", "lose": "rejected", "beta": 0.1}}
     config.train.batch_size = 16
+    stages = [
+        {"name": f"groups_{groups}", "data": {"view": {"by": "level", "low": level, "high": level}}}
+        for level, groups in enumerate((16, 8, 4, 2), 1)
+    ]
+    config.schedule = (*stages, {"name": "sft", "objective": {"nll": {"on": "chosen"}}})
     return config

@@ -12,7 +12,9 @@ import numpy as np
 
 from rubric_jax import config as config_lib
 from rubric_jax import paths, types
+from rubric_jax.data import rated
 from rubric_jax.models import soup
+from rubric_jax.stages import schedule
 from rubric_jax.train import setup
 from tests import toys
 from tests.objectives.conftest import fixture_p
@@ -361,6 +363,35 @@ def apo(values):
     close(soup.soup([now, before], [1.3, -0.3])["w"], [1.65, 0.7])
 
 
+def stage_by_stage(values):
+    """The configs of a schedule's stages; the policy before stage k is Pk, and its reference."""
+    plain(values)
+    config = config_lib.build(values)
+    made = [schedule.stage_config(config, v, f"P{k}") for k, v in enumerate(config.schedule)]
+    assert [one.model.checkpoint for one in made] == [f"P{k}" for k in range(len(made))]
+    assert [one.model.reference for one in made] == [f"P{k}" for k in range(len(made))]
+    return made
+
+
+def curry(values):
+    made = stage_by_stage(values)
+    for one, level in zip(made, (1, 2, 3), strict=True):
+        ways = rated.bind(one.data.rated, one.data.axes)
+        # Ranked 2, 0, 1, 3: the best meets the worst first.
+        ratings = {k: {"rating": rating} for k, rating in enumerate((0.6, 0.3, 0.9, 0.1))}
+        record = {f"response_{k}": str(k) for k in ratings}
+        record |= {f"response_{k}_rewards": rating for k, rating in ratings.items()}
+        pairs = [(row["level"], row["chosen"], row["rejected"]) for row, _ in ways.rows(record, "")]
+        inside = [p for p in pairs if one.data.view["low"] <= p[0] <= one.data.view["high"]]
+        assert inside == [(level, "2", {1: "3", 2: "1", 3: "0"}[level])]
+
+
+def temple(values):
+    made = stage_by_stage(values)
+    assert [one.data.view.get("low") for one in made] == [1, 2, 3, 4, None]
+    assert [list(one.objective) for one in made] == [["dpo"]] * 4 + [["nll"]]
+
+
 def fspo(values):
     bound = Bound(values)  # least at a gap of 1 / (2 beta) = 50
     close(bound(*bound.ratios([30.0, -20.0])), [0.0], 1e-4)
@@ -522,7 +553,9 @@ PROPERTIES = {
     70: spo_step,
     71: supervised,
     73: suboptimal,
+    74: temple,
     75: pro,
+    76: curry,
     78: insights,
 }
 # Their property is one of how data are made, or of a model, not of the loss.
@@ -539,6 +572,4 @@ PLAIN = {
     45: "the critique is not in the prompt: the user's columns",
     55: "floors and gaps of seven scores: not here",
     69: "the probe of the sources: not here",
-    74: "captions of perturbed clips: not here",
-    76: "each stage's reference is the policy before it: config.model.reference, tests/train",
 }

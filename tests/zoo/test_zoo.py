@@ -12,8 +12,9 @@ from PIL import Image
 from experiments import zoo
 from rubric_jax import config as config_lib
 from rubric_jax import paths, recipes, stages, types
-from rubric_jax.data import corruptions, reading
+from rubric_jax.data import corruptions, rated, reading
 from rubric_jax.rubrics import templates
+from rubric_jax.stages import schedule
 from rubric_jax.train import setup
 from tests.train import steps
 from tests.zoo import properties
@@ -42,6 +43,7 @@ def test_a_row_that_is_there_twice_is_named(monkeypatch):
 def test_the_objective_fits_the_branches_and_the_docstring_has_the_command(name):
     config = config_lib.build(CONFIGS[name].get_config())
     objective = setup.objective(config)
+    schedule.check(config)
     doc = CONFIGS[name].__doc__
     assert f"--config=configs/zoo/{name}.py" in doc
     assert objective.needs_kl == (config.train.reference == "step")
@@ -62,7 +64,8 @@ def test_a_row_with_the_columns_of_the_docstring_is_all_that_the_run_reads(name,
     record |= {"maps": pictures} if "maps" in said else {}
     record |= {column: 0.5 for column in said & {"margin", "weight"}}
     layout = types.Layout.of(config.data.branches)
-    for response in set(layout.responses):
+    listed = {"response_0", "response_1"} if config.data.rated else set(layout.responses)
+    for response in listed:
         assert re.sub(r"_\d+$", "_0", response) in said
         record[response] = f"This is {response}."
         if config.data.axes:
@@ -76,6 +79,7 @@ def test_a_row_with_the_columns_of_the_docstring_is_all_that_the_run_reads(name,
         axes=config.data.axes,
         contexts=corruptions.bind(config.data.contexts, layout),
         differences=config.data.differences,
+        rated=rated.bind(config.data.rated, config.data.axes),
     )
     assert not row.unread
     assert not row.fallback  # every context has pictures or a prompt, made or given
