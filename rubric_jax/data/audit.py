@@ -19,6 +19,8 @@ _ORIGINS = {
     "unchanged": "left as they are by the corruption",
     "shared": "the row's own, under a prompt of the context's own",
     "own": "the row's own, for want of others",
+    "drawn from own": "the row's own, corrupted in every step",
+    "drawn from column": "from a column, corrupted in every step",
 }
 
 

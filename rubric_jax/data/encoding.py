@@ -19,7 +19,7 @@ import numpy as np
 from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import conditioning as conditioning_lib
-from rubric_jax.data import images, pictures, processing, reading
+from rubric_jax.data import corruptions, images, pictures, processing, reading
 from rubric_jax.data import spans as spans_lib
 from rubric_jax.data.corruptions import placeholders
 
@@ -42,7 +42,7 @@ class Counts:
     unread: tuple[str, ...]  # columns that nothing reads
     # context -> kept rows whose images there came from: column, corruption, unchanged (a corruption
     # that left them as they were), shared (the row's own, under the context's own prompt), own (for
-    # want of others)
+    # want of others); "drawn from" one of them where the step corrupts them
     contexts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     prompts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # context -> kept rows
     # that give it a prompt of its own
@@ -91,6 +91,7 @@ class Encoder:
         self._preferences = array.array("f")
         self._rewards, self._levels = array.array("f"), array.array("d")
         self._keys = bytearray()
+        self._drawn = tuple(corruptions.in_step(config.contexts, layout))
         others = [context for context in layout.contexts if context != types.CLEAN]
         self.origins = {context: collections.Counter() for context in others}
         self.prompts: collections.Counter[str] = collections.Counter()
@@ -311,10 +312,12 @@ class Encoder:
         record["image_counts"] = np.array([len(context) for context in ids], np.int32)
         self.uses += len(flat)
         self.unrewarded += not record["has_rewards"]
-        self.fell_back += bool(row.fallback)
+        drawn = {self.layout.contexts[m] for m in self._drawn}
+        self.fell_back += any(context not in drawn for context in row.fallback)
         self._ids.append(row.id)
         self._numbers.append(row.number)
-        self._image_counts.append(len(set(flat)))
+        kept = [number for m, own in enumerate(ids) if m not in self._drawn for number in own]
+        self._image_counts.append(len(set(kept)) + sum(len(ids[m]) for m in self._drawn))
         self._axes.append(-1 if row.axis is None else record["axis"])
         self._rewards.extend(record["rewards"].tolist())
         self._levels.append(np.nan if row.level is None else row.level)
@@ -329,12 +332,14 @@ class Encoder:
             if context in row.made:
                 here, own = _kept(found[context]), found[pictures.OWN]
                 same = [picture.hash for picture in here] == [picture.hash for picture in own]
-                counter["unchanged" if same else "corruption"] += 1
+                origin = "unchanged" if same else "corruption"
             elif context in row.fallback:
-                counter["own"] += 1
+                origin = "own"
             else:
                 shared = row.image_field[context] == row.image_field[types.CLEAN]
-                counter["shared" if shared else "column"] += 1
+                origin = "shared" if shared else "column"
+            is_drawn = self.layout.contexts.index(context) in self._drawn
+            counter[f"drawn from {origin}" if is_drawn else origin] += 1
 
 
 def _named(error: processing.FieldError, row: reading.Row, context: str) -> processing.FieldError:

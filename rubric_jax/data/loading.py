@@ -23,6 +23,7 @@ from absl import flags
 from rubric_jax import types
 from rubric_jax.data import images, planning, preparing, records
 from rubric_jax.data import references as references_lib
+from rubric_jax.data.corruptions import drawn
 
 Plan, Shape, plan = planning.Plan, planning.Shape, planning.plan
 
@@ -252,12 +253,16 @@ def collate(
         weight[b], margin[b] = example.weight, example.margin
         if stated:
             preference[b] = example.preference
-    tables, slots = _tables(examples, groups, m)
-    pixels = [[source.pixels(number) for number in table] for table in tables]
+    tables, slots = _tables(examples, groups, m, source.prepared.drawn)
+    seen = functools.cache(source.pixels)  # a picture may be there to be drawn, and as it is
+    pixels = [[seen(entry[0]) for entry in table] for table in tables]
+    shown = media(prompts, pixels, slots, shape.images)
+    if source.prepared.drawn:
+        shown = {**shown, drawn.TABLE: _drawn(tables, shape.images)}
     return types.Batch(
         prompts=prompts,
         prompt_lengths=prompt_lengths,
-        media=media(prompts, pixels, slots, shape.images),
+        media=shown,
         responses=responses,
         mask=mask,
         labels=types.Labels(rewards, weight, margin, axis, preference),
@@ -266,15 +271,31 @@ def collate(
     )
 
 
-def _tables(examples, groups: int, contexts: int) -> tuple[list[list[int]], list]:
-    """(image numbers of each group, each once; per row and context indices into its group's)."""
-    tables: list[dict[int, int]] = [{} for _ in range(groups)]
+def _tables(examples, groups: int, contexts: int, drawn: tuple[int, ...]):
+    """(images of each group; per row and context indices into its group's).
+
+    An image is (number, context, row, place): (number, -1, -1, -1) once for all that show it as it
+    is, and one of its own for each use in a `drawn` context.
+    """
+    tables: list[dict[tuple[int, int, int, int], int]] = [{} for _ in range(groups)]
     slots = []
     for b, example in enumerate(examples):
         table = tables[b * groups // len(examples)]
         used = example.images if example else ((),) * contexts
-        slots.append([[table.setdefault(i, len(table)) for i in context] for context in used])
+        named = [
+            [(i, m, example.row, k) if m in drawn else (i, -1, -1, -1) for k, i in enumerate(own)]
+            for m, own in enumerate(used)
+        ]
+        slots.append([[table.setdefault(i, len(table)) for i in context] for context in named])
     return [list(table) for table in tables], slots
+
+
+def _drawn(tables, size: int) -> np.ndarray:
+    """int32 [G, I, 3]: context, row and place of every image; -1 for those shown as they are."""
+    found = np.full((len(tables), size, 3), -1, np.int32)
+    for group, table in enumerate(tables):
+        found[group, : len(table)] = np.asarray([entry[1:] for entry in table]).reshape(-1, 3)
+    return found
 
 
 def _ref_logps(examples, mask: np.ndarray, references) -> np.ndarray:

@@ -59,6 +59,7 @@ class Prepared:
     layout: types.Layout
     axes: tuple[str, ...]
     processor: processing.Processor
+    drawn: tuple[int, ...] = ()  # contexts whose pictures are corrupted in the step, each time anew
 
     def __getstate__(self) -> dict[str, Any]:
         # Loader processes read the arrays themselves, if they need them.
@@ -72,7 +73,7 @@ class Prepared:
         id              str [R]
         prompt_lengths  int32 [R, M], tokens
         response_lengths int32 [R, N], tokens
-        images          int32 [R], distinct images of the row
+        images          int32 [R], images of the row: distinct ones, and each use in a drawn context
         axis            int32 [R], the axis that ordered the pair; -1 where the row names none
         preference      float32 [R, A], the weights that the row's prompt states; [R, 0] if none
         rewards         float32 [R, N, A]; 0 where nothing is known
@@ -136,7 +137,8 @@ def prepare(
             f"No prepared data for {path!r} in {cache_dir!r}: the writing process did not finish, "
             "or the processes do not share this directory (config.data.cache)."
         )
-    return Prepared(found, layout, config.axes, processor)
+    drawn = tuple(corruptions.in_step(config.contexts, layout))
+    return Prepared(found, layout, config.axes, processor, drawn)
 
 
 def _ensure(config, layout, contexts, processor, path, split, cache_dir, key) -> None:
@@ -252,6 +254,9 @@ def _key(config, layout, contexts, processor, path, split) -> str:
         parts["weights"] = stated.settings()
     if config.rated:
         parts["rated"] = dataclasses.asdict(rated.bind(config.rated, config.axes))
+    drawn = corruptions.in_step(config.contexts, layout)
+    if drawn:
+        parts["drawn"] = sorted(drawn)  # with which knobs is the step's affair
     if contexts:
         parts["contexts"] = {name: contexts[name].settings() for name in sorted(contexts)}
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -100,7 +100,7 @@ def compile_functions(
         )
 
     step = step_lib.make(
-        step_lib.Task(setup.vlm, setup.layout, objective, config.model.logps_chunk),
+        setup_lib.task(setup, objective),
         tx,
         trainable,
         accumulate=config.train.accumulate,

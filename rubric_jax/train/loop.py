@@ -98,7 +98,7 @@ def compile_functions(
     shapes = jax.eval_shape(start, setup.shapes)
     shapes = shapes._replace(ref=setup.shapes if refresh else None)
     places, _ = sharding.place(mesh, setup.vlm.rules, shapes)
-    task = step_lib.Task(setup.vlm, setup.layout, objective, config.model.logps_chunk)
+    task = setup_lib.task(setup, objective)
     step = step_lib.make(
         task,
         tx,

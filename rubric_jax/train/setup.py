@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
@@ -100,6 +101,12 @@ def objective(config: config_lib.Config) -> objectives.Objective:
         raise ValueError(
             "The objective weighs axes as the prompts state it (weights 'prompt'), but the prompts "
             "state nothing; set config.data.weights, such as {'draw': 'dirichlet'}."
+        )
+    if reference(config, built) == "cache" and corruptions.in_step(config.data.contexts, layout):
+        raise ValueError(
+            "config.data.contexts has pictures that are drawn anew in every step ('when': 'step'), "
+            "to which no stored log-probabilities belong, but config.train.reference is 'cache'; "
+            "set it to 'step', or make the pictures once with 'when': 'data'."
         )
     if refresh(config, built) and config.train.reference != "step":
         raise ValueError(
@@ -214,12 +221,27 @@ def load(setup: Setup, directory: pathlib.Path | None = None) -> types.Params:
     )
 
 
+def draw(setup: Setup) -> Callable[[types.Batch, jax.Array | None], types.Batch]:
+    """What a step does to the pictures of contexts with 'when': 'step'; see Task.draw."""
+    contexts = corruptions.in_step(setup.config.data.contexts, setup.layout)
+    if not contexts:
+        return lambda batch, done: batch
+    grey = [PIL.Image.new("RGB", (64, 64), level) for level in ("black", "white")]
+    edges = [setup.processor.pixels(image)[0, 0] for image in grey]
+    return functools.partial(corruptions.drawn.apply, contexts, *edges)
+
+
+def task(setup: Setup, objective: objectives.Objective | None) -> step_lib.Task:
+    """The parts of a step of this run."""
+    chunk = setup.config.model.logps_chunk
+    return step_lib.Task(setup.vlm, setup.layout, objective, chunk, draw(setup))
+
+
 def logps_function(setup: Setup) -> Callable[[types.Params, types.Batch], jax.Array]:
     """Jitted: (params, batch) -> token log-probabilities [B, N, T] of every branch."""
-    task = step_lib.Task(setup.vlm, setup.layout, None, setup.config.model.logps_chunk)
     rows = sharding.batch_sharding(setup.mesh)
     return jax.jit(
-        functools.partial(step_lib.branch_logps, task),
+        functools.partial(step_lib.branch_logps, task(setup, None)),
         in_shardings=(setup.placement[0], rows),
         out_shardings=rows,
     )

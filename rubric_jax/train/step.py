@@ -48,6 +48,8 @@ class Task(NamedTuple):
     layout: types.Layout
     objective: Any  # objectives.Objective
     logps_chunk: int
+    # (batch, steps taken or None for an evaluation) -> batch with pictures drawn in the step
+    draw: Callable[[types.Batch, Array | None], types.Batch] = lambda batch, done: batch
 
 
 def init(params: Params, tx: optax.GradientTransformation, trainable, loss_state) -> State:
@@ -58,6 +60,7 @@ def init(params: Params, tx: optax.GradientTransformation, trainable, loss_state
 
 def branch_logps(task: Task, params: Params, batch: types.Batch) -> Array:
     """Token log-probabilities of every branch: float32 [B, N, T], nats, 0 where the mask is 0."""
+    batch = task.draw(batch, None)
     return _logps(task, _states(task, params, batch), batch)
 
 
@@ -88,6 +91,7 @@ def make(
     def step(state: State, batch: types.Batch, knobs, ref_params=None):
         kept, frozen = paths.split(state.params, trainable)
         ref_params = ref_params if refresh is None else state.ref
+        batch = task.draw(batch, state.step)
         total = jnp.maximum(jnp.sum(_rows(batch)), 1.0)
 
         def loss_fn(kept, part, loss_state):
@@ -130,7 +134,7 @@ def make_eval(task: Task) -> Callable:
     """
 
     def evaluate(params, batch: types.Batch, knobs, loss_state, ref_params=None):
-        one = jnp.ones(())
+        one, batch = jnp.ones(()), task.draw(batch, None)
         _, (metrics, _) = _loss(task, params, batch, knobs, loss_state, ref_params, one)
         return metrics
 

@@ -28,6 +28,13 @@ OPTIMIZER = config_lib.Optimizer(
 )
 
 
+class Processor:
+    """What a step asks of one: the toy pictures are normal noise, black is -2 and white 2."""
+
+    def pixels(self, image):
+        return np.asarray(image, np.float32) / 255 * 4 - 2
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A step on a mesh of the first devices."""
@@ -75,12 +82,13 @@ def case(
     remat="none",
     trainable=((r".*", True),),
     reference="cache",
+    contexts=None,
     **train,
 ):
     layout = types.Layout.of(branches)
     config = config_lib.Config(
         model=config_lib.Model(dtype=dtype, remat=remat, logps_chunk=6),
-        data=config_lib.Data(branches=branches, axes=axes),
+        data=config_lib.Data(branches=branches, axes=axes, contexts=contexts or {}),
         objective=spec,
         optimizer=dataclasses.replace(OPTIMIZER, trainable=trainable),
         train=config_lib.Train(accumulate=accumulate, reference=reference, **train),
@@ -90,7 +98,7 @@ def case(
         config=config,
         directory=pathlib.Path(),
         vlm=toys.llava.build(toys.HF, dtype=dtype, remat=remat),
-        processor=None,
+        processor=Processor(),
         layout=layout,
         mesh=sharding.make(config.mesh, jax.devices()[: int(np.prod(mesh))]),
     )

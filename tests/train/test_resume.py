@@ -6,12 +6,25 @@ from rubric_jax import checkpoint
 from tests.train import runs
 
 LEFT = 143  # 128 + SIGTERM
+BLIND = "chosen@corrupted"
 
 
 def config():
-    """A reference that moves at step 2, and patience that ends after step 3."""
+    """A reference that moves at step 2, patience that ends after step 3, an epoch in two phases and
+    noise that is drawn in the step."""
     return runs.config(
-        data={"eval_path": str(runs.root() / "data" / "heldout.jsonl")},
+        data={
+            "eval_path": str(runs.root() / "data" / "heldout.jsonl"),
+            "curriculum": {"by": "gap", "phases": 2},
+            "branches": ("chosen", "rejected", BLIND),
+            "contexts": {
+                "corrupted": {
+                    "corruption": "diffusion_noise",
+                    "when": "step",
+                    "step": {"from": 100, "to": 900, "over": 4},
+                }
+            },
+        },
         train={
             "checkpoint_every": 10,
             "log_every": 1,
@@ -26,7 +39,7 @@ def config():
             "patience": 2,
             "min_delta": 10.0,  # more than any loss can fall
         },
-        objective={"dpo": runs.PAIR},
+        objective={"dpo": runs.PAIR, "seen": {**runs.PAIR, "term": "dpo", "lose": BLIND}},
     )
 
 

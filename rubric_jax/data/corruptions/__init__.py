@@ -6,7 +6,8 @@
 A corruption is a pure function (images, rng, *, knobs) -> images of lists of uint8 [H, W, 3] that
 keeps number, sizes and dtype; None in the result is a picture that is left out. `PARTNERS` take the
 pictures of another instance; their functions see all rows (partners.py). `then` lists further
-corruptions that follow; `seed` (0) is that of the context.
+corruptions that follow; `seed` (0) is that of the context. `when` is "data" (made once, when the
+data are prepared; the default) or "step" (drawn anew in every step, see drawn.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from typing import Any
 
 from rubric_jax import config as config_lib
 from rubric_jax import types
-from rubric_jax.data.corruptions import contexts, frames, knobs, masks, noise, partners, whole
+from rubric_jax.data.corruptions import (
+    contexts,
+    drawn,
+    frames,
+    knobs,
+    masks,
+    noise,
+    partners,
+    whole,
+)
 
 CORRUPTIONS: dict[str, Callable] = {
     "gaussian_noise": noise.gaussian_noise,
@@ -43,7 +53,8 @@ Context, Pictures = contexts.Context, contexts.Pictures
 
 
 def bind(values: Mapping[str, Any], layout: types.Layout) -> dict[str, Context]:
-    """The contexts of `config.data.contexts`, every name and knob checked.
+    """The contexts of `config.data.contexts` that data are prepared with; names and knobs of all
+    are checked.
 
     A layout without branches (prompts alone, for sampling) has nothing to corrupt.
 
@@ -61,7 +72,31 @@ def bind(values: Mapping[str, Any], layout: types.Layout) -> dict[str, Context]:
                 f"{layout.branches} reads the context {name!r}; {there} "
                 f"Add a branch such as 'chosen@corrupted', or remove the context."
             )
-    return {name: _context(name, value) for name, value in values.items()}
+    in_step(values, layout)
+    return {name: _context(name, v) for name, v in values.items() if not _is_drawn(name, v)}
+
+
+def in_step(values: Mapping[str, Any], layout: types.Layout) -> dict[int, drawn.Drawn]:
+    """The contexts that are drawn in the step, by their number in the layout.
+
+    Raises:
+      ValueError: a wrong name or knob.
+    """
+    return {
+        number: drawn.bind(name, values[name])
+        for number, name in enumerate(layout.contexts)
+        if layout.branches and name in values and _is_drawn(name, values[name])
+    }
+
+
+def _is_drawn(name: str, value: Any) -> bool:
+    when = value.get("when", "data") if isinstance(value, Mapping) else "data"
+    if when not in ("data", "step"):
+        raise ValueError(
+            f"config.data.contexts.{name}.when is {when!r}; it must be "
+            f"{config_lib.one_of(when, ('data', 'step'))}"
+        )
+    return when == "step"
 
 
 def _context(name: str, value: Any) -> Context:
@@ -70,7 +105,7 @@ def _context(name: str, value: Any) -> Context:
         raise ValueError(
             f"{where} is {value!r}; it must be a group such as {{'corruption': 'crop'}}."
         )
-    first = dict(value)
+    first = {key: item for key, item in value.items() if key != "when"}
     seed, then = first.pop("seed", 0), first.pop("then", ())
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"{where}.seed is {seed!r}; it must be a whole number.")
