@@ -120,6 +120,8 @@ class Batch(NamedTuple):
     # {name: float32 [B, N, T]}, the weights that spans of the data give their tokens, OUTSIDE
     # where no span stands; None where no term reads them.
     spans: Mapping[str, Array] | None = None
+    # float32 [B, N, T] in nats, under the policy that has just sampled; None = stored responses
+    behaviour: Array | None = None
 
 
 class TokenKL(NamedTuple):
@@ -140,6 +142,7 @@ class Logps(NamedTuple):
     # float32 [B, N, T] beside the mask, set by a view (objectives/modifiers.py); None = 1. A branch
     # whose tokens all weigh 0 is there nevertheless: only the mask says what is absent.
     weights: Array | None = None
+    behaviour: Array | None = None  # float32 [B, N, T] in nats, of the policy that sampled
 
     @property
     def counted(self) -> Array:

@@ -169,6 +169,11 @@ class Objective:
         return any(term.name in READS_KL for term in self.terms)
 
     @property
+    def behaviours(self) -> dict[str, str]:
+        """{entry: who sampled its responses} of the terms that ask (see groups.grpo)."""
+        return {t.entry: t.static["behaviour"] for t in self.terms if "behaviour" in t.static}
+
+    @property
     def needs_rewards(self) -> bool:
         return any(
             term.name in READS_REWARDS or not modifiers.READS_REWARDS.isdisjoint(term.modifiers)

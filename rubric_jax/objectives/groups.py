@@ -142,7 +142,7 @@ def grpo(
     beta_kl: float = 0.0,
     std: bool = True,
     apart: bool = False,
-    behaviour: Literal["reference", "policy"] = "reference",
+    behaviour: Literal["reference", "policy", "sampler"] = "reference",
     tokens: Literal["mean", "sum", "group"] = "mean",
 ):
     """Group-relative policy optimisation: clipped policy gradient with the group as baseline.
@@ -157,7 +157,8 @@ def grpo(
       std: False leaves the standard deviation out (Dr. GRPO, arXiv:2503.20783).
       apart: normalise each axis within the group, then take the weighted sum.
       behaviour: who sampled: `reference` where the reference is the policy that the round started
-        from; `policy` for one step on fresh samples: p_t is 1 and nothing is clipped.
+        from; `sampler` where every step samples (config.online): the log-probabilities recorded
+        then; `policy` for one step on fresh samples: p_t is 1 and nothing is clipped.
       tokens: per response `mean` or `sum`; `group`: over all tokens of the group alike (DAPO).
     """
     present = lists.present_of(logps, over)
@@ -185,7 +186,7 @@ def papo(
     clip: float = 0.2,
     beta_kl: float = 0.0,
     std: bool = True,
-    behaviour: Literal["reference", "policy"] = "reference",
+    behaviour: Literal["reference", "policy", "sampler"] = "reference",
     tokens: Literal["mean", "sum", "group"] = "mean",
 ):
     """`grpo` with outcome and process normalised apart: process ranks correct responses only.
@@ -213,7 +214,7 @@ def _surrogate(logps, over, gain, clip, beta_kl, behaviour, tokens):
     # What stands in the padding could overflow before the mask takes it out.
     policy = jnp.where(mask != 0, logps.policy[:, index], 0.0)
     ref = jnp.where(mask != 0, logps.ref[:, index], 0.0)
-    old = ref if behaviour == "reference" else jax.lax.stop_gradient(policy)
+    old = _behaviour(logps, policy, ref, mask, index, behaviour)
     ratio = jnp.exp(jnp.clip(policy - old, -_LARGEST, _LARGEST))
     gain = gain[:, :, None]
     held = jnp.clip(ratio, 1 - clip, 1 + clip)
@@ -226,7 +227,22 @@ def _surrogate(logps, over, gain, clip, beta_kl, behaviour, tokens):
         present,
         kl=_over_tokens(divergence, counted, present, "group"),
         clipped=_over_tokens(clipped, counted, present, "group"),
+        ratio=_over_tokens(ratio, counted, present, "group"),
     )
+
+
+def _behaviour(logps, policy, ref, mask, index, behaviour):
+    """Log-probabilities [B, K, T] of the policy that sampled, without gradient."""
+    if behaviour == "reference":
+        return ref
+    if behaviour == "policy":
+        return jax.lax.stop_gradient(policy)
+    if logps.behaviour is None:
+        raise ValueError(
+            "behaviour 'sampler' reads the log-probabilities recorded while sampling, and this "
+            "batch has none: set config.online.updates, or take behaviour 'reference'."
+        )
+    return jnp.where(mask != 0, logps.behaviour[:, index], 0.0)
 
 
 def _over_tokens(values, counted, present, tokens):

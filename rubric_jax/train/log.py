@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
 from rubric_jax import metrics, sharding, types
-from rubric_jax.data import loading
 from rubric_jax.train import setup as setup_lib
 
 
@@ -23,8 +23,6 @@ class Log:
         writer: metrics.Writer,
         *,
         schedule: Callable[[int], float],
-        source: loading.Source,
-        plan: loading.Plan,
         passes: int,
         first: int,
         steps: int,
@@ -33,11 +31,10 @@ class Log:
 
         Args:
           schedule: learning rate of each step, from 0.
-          source, plan: what the steps read.
           passes: forward passes that a step's model FLOPs amount to.
         """
         self._setup, self._writer, self._schedule = setup, writer, schedule
-        self._source, self._plan, self._passes = source, plan, passes
+        self._passes = passes
         self._every = setup.config.train.log_every
         self._speed = metrics.Throughput(jax.devices())
         self._pending: tuple[int, Mapping, float] | None = None
@@ -49,15 +46,20 @@ class Log:
             total=steps, initial=first, desc="train", unit=" steps", disable=not setup.is_writer
         )
 
-    def add(self, step: int, values: Mapping[str, jax.Array], batch: types.Batch) -> None:
-        """Takes a step that was dispatched, and reads the one before it."""
+    def add(
+        self, step: int, values: Mapping[str, Any], batch: types.Batch, flops: float = 0.0
+    ) -> None:
+        """Takes a step that was dispatched, and reads the one before it.
+
+        flops: of one forward pass over all processes' rows; 0 = unknown.
+        """
         shape = (batch.prompts.shape, batch.responses.shape)
         compiled = shape not in self._shapes
         if compiled:  # not a time to measure, neither for this step nor for the one before it
             self._shapes.add(shape)
             self.restart()
         self.flush(timed=not compiled)
-        self._pending = (step, values, self._flops(step))
+        self._pending = (step, values, self._passes * flops)
         if compiled:
             self.flush(timed=False)
             self.restart()
@@ -111,17 +113,6 @@ class Log:
     def close(self) -> None:
         self.flush()
         self._bar.close()
-
-    def _flops(self, step: int) -> float:
-        """Of all processes' rows."""
-        _, rows = self._plan(step - 1)
-        rows = rows[rows >= 0]
-        index = self._source.index
-        prompt = index["prompt_lengths"][rows].mean()
-        response = index["response_lengths"][rows].mean()
-        images = index["images"][rows].mean()
-        once = self._setup.vlm.flops(self._setup.layout, prompt, response, images)
-        return self._passes * once * len(rows)
 
 
 def _short(means: Mapping[str, float]) -> str:

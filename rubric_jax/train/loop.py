@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,19 @@ class Data(NamedTuple):
     references: Any  # data.references.References, or None
 
 
+class Turn(NamedTuple):
+    """What the loop takes at a time: a batch, and how it is used."""
+
+    batch: types.Batch  # this process's rows, on the host
+    updates: int = 1  # optimizer steps on it; checkpoints come after the last of them
+    metrics: Mapping[str, float] = {}  # of how the batch was made
+    flops: float = 0.0  # of a forward pass over all processes' rows; 0 = unknown
+
+
+# Where turns come from: (setup, data, first, steps) -> take(steps done, parameters) -> Turn.
+Turns = Callable[..., Callable[[int, types.Params], Turn]]
+
+
 class Functions(NamedTuple):
     """The compiled parts of a run."""
 
@@ -52,10 +66,10 @@ def train(config: config_lib.Config, workdir: str) -> Outcome:
     ends with the same bits as one that was not.
     """
     objective = setup_lib.objective(config)  # names first: a slip costs no device time
-    _check_best(config)
+    check_best(config)
     setup = setup_lib.build(config)
     # Before anything is saved there is nothing to protect, and a slip in a path can be mended.
-    checkpoint.claim(workdir, config_lib.to_dict(config), force=not _has_saved(workdir))
+    checkpoint.claim(workdir, config_lib.to_dict(config), force=not has_saved(workdir))
     cache = setup_lib.cache_directory(config, workdir)
     source = setup_lib.source(setup, config.data.path, config.data.split, cache)
     plan = setup_lib.plan(setup, source, shuffle=True)
@@ -63,11 +77,42 @@ def train(config: config_lib.Config, workdir: str) -> Outcome:
     _say(setup, "\n".join(memory.lines(setup, plan)))
     _check_labels(objective, source, config.data.path)
     steps = config.train.steps or math.ceil(config.train.epochs * plan.steps_per_epoch)
-    data, held_out = Data(source, plan, None), None
-    if config.data.eval_path:
-        held = setup_lib.source(setup, config.data.eval_path, config.data.eval_split, cache)
-        _check_labels(objective, held, config.data.eval_path)
-        held_out = Data(held, setup_lib.plan(setup, held, shuffle=False), None)
+    held_out = held_out_data(setup, objective, cache)
+    return run(setup, objective, workdir, steps, Data(source, plan, None), held_out)
+
+
+def held_out_data(
+    setup: setup_lib.Setup, objective: objectives.Objective, cache: str
+) -> Data | None:
+    """The rows that evaluations read; None if the config names none."""
+    config = setup.config.data
+    if not config.eval_path:
+        return None
+    source = setup_lib.source(setup, config.eval_path, config.eval_split, cache)
+    _check_labels(objective, source, config.eval_path)
+    return Data(source, setup_lib.plan(setup, source, shuffle=False), None)
+
+
+def run(
+    setup: setup_lib.Setup,
+    objective: objectives.Objective,
+    workdir: str,
+    steps: int,
+    data: Data,
+    held_out: Data | None,
+    *,
+    turns: Turns | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Starts or resumes the loop in a work directory that was claimed.
+
+    Args:
+      data: what the turns are made from.
+      held_out: what evaluations read; None = no evaluation.
+      turns: where batches come from; None = the stored rows of `data`, in the order of its plan.
+      inputs: names and hashes of further things that the run may not change under way.
+    """
+    config = setup.config
     functions = compile_functions(setup, objective, steps)
     with (
         checkpoint.Manager(
@@ -79,7 +124,42 @@ def train(config: config_lib.Config, workdir: str) -> Outcome:
         ) as manager,
         jax.set_mesh(setup.mesh),
     ):
-        return _run(setup, objective, functions, manager, workdir, steps, data, held_out)
+        job = _Job(setup, objective, functions, manager, workdir, steps, dict(inputs or {}))
+        stored_turns = functools.partial(stored, spans=objective.spans)
+        return _run(job, data, held_out, turns or stored_turns)
+
+
+class _Job(NamedTuple):
+    """What does not change while the loop runs."""
+
+    setup: setup_lib.Setup
+    objective: objectives.Objective
+    functions: Functions
+    manager: checkpoint.Manager
+    workdir: str
+    steps: int
+    inputs: Mapping[str, str]
+
+
+def stored(
+    setup: setup_lib.Setup, data: Data, first: int, steps: int, *, spans: tuple[str, ...] = ()
+):
+    """Turns of one step each, on the rows that the plan names."""
+    batches = setup_lib.batches(
+        setup,
+        data.source,
+        data.plan,
+        start=first,
+        stop=steps,
+        references=data.references,
+        spans=spans,
+    )
+
+    def take(step: int, params: types.Params) -> Turn:
+        batch, _ = next(batches)
+        return Turn(batch, flops=_flops(setup, data, step))
+
+    return take
 
 
 def compile_functions(
@@ -128,12 +208,11 @@ def compile_functions(
     )
 
 
-def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -> Outcome:
+def _run(job: _Job, data: Data, held_out: Data | None, turns: Turns) -> Outcome:
+    setup, objective, functions, manager, workdir, steps, _ = job
     config = setup.config
     plain = config_lib.to_dict(config)
-    state, ref_params, data, held_out, patience = _begin(
-        setup, functions, manager, workdir, data, held_out, objective
-    )
+    state, ref_params, data, held_out, patience = _begin(job, data, held_out)
     first = int(sharding.to_host(state.step))
     done, found = first, {}
 
@@ -144,7 +223,12 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
         return _evaluate(setup, objective, functions, state, ref, held_out)
 
     def save(wait: bool = False) -> None:
-        position = {"step": done, "patience": patience.position(), **_inputs(data)}
+        position = {
+            "step": done,
+            "patience": patience.position(),
+            **_inputs(data),
+            **job.inputs,
+        }
         manager.save(done, state, position=position, config=plain, metrics=found, wait=wait)
 
     with (
@@ -162,31 +246,21 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
             setup,
             writer,
             schedule=functions.schedule,
-            source=data.source,
-            plan=data.plan,
             # Forward and backward, and the reference if it is in the step.
             passes=3 + (setup_lib.reference(config, objective) == "step"),
             first=first,
             steps=steps,
         )
-        stop = first if patience.over else steps
-        batches = setup_lib.batches(
-            setup,
-            data.source,
-            data.plan,
-            start=first,
-            stop=stop,
-            references=data.references,
-            spans=objective.spans,
-        )
-        for batch, _ in batches:
-            placed = sharding.put_batch(batch, setup.mesh)
-            state, values = functions.step(state, placed, objective.knobs, ref_params)
-            done += 1
-            log.add(done, values, batch)
+        take = turns(setup, data, first, steps)
+        while done < steps and not patience.over:
+            turn, before = take(done, state.params), done
+            placed = sharding.put_batch(turn.batch, setup.mesh)
+            for _ in range(min(turn.updates, steps - done)):
+                state, values = functions.step(state, placed, objective.knobs, ref_params)
+                done += 1
+                log.add(done, {**values, **turn.metrics}, turn.batch, turn.flops)
             leaving = preemption.reached()
-            every = config.train.eval_every
-            evaluated = done == steps or (every > 0 and done % every == 0)
+            evaluated = done == steps or passed(config.train.eval_every, before, done)
             # A checkpoint's rank is written with it, so it is found out before leaving.
             if evaluated and (not leaving or config.train.keep_best):
                 found = evaluate()
@@ -196,7 +270,7 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
                     patience = patience.seen(done, found[config.train.best_metric])
             best = bool(found) and config.train.keep_best > 0
             last = done == steps or patience.over
-            if leaving or best or last or done % config.train.checkpoint_every == 0:
+            if leaving or best or last or passed(config.train.checkpoint_every, before, done):
                 log.flush()  # a state that is not finite is never saved
                 save(wait=leaving)
                 log.restart()
@@ -209,8 +283,6 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
                     "command goes on from there.",
                 )
                 return Outcome(done, False, {})
-            if patience.over:
-                break
         log.close()
         if patience.over:
             _say(setup, f"Stopped early, at step {done} of {steps}: {patience.why()}.")
@@ -219,9 +291,15 @@ def _run(setup, objective, functions, manager, workdir, steps, data, held_out) -
     return Outcome(done, True, found)
 
 
-def _begin(setup, functions, manager, workdir, data, held_out, objective):
+def passed(every: int, before: int, done: int) -> bool:
+    """Whether a multiple of `every` lies in (before, done]; 0 = never."""
+    return every > 0 and done // every > before // every
+
+
+def _begin(job: _Job, data: Data, held_out: Data | None):
     """(state, reference parameters or None, data and held-out data with their references, what is
     left of the patience)."""
+    setup, objective, functions, manager, workdir, _, inputs = job
     config = setup.config
     patience = stopping.Patience.of(config.train)
     reference = setup_lib.reference_directory(setup)
@@ -251,7 +329,8 @@ def _begin(setup, functions, manager, workdir, data, held_out, objective):
     else:
         state, position = manager.restore(functions.state)
         patience = patience.restored(position.pop("patience", {}))
-        changed = config_lib.differences(position, {"step": position["step"], **_inputs(data)})
+        now = {"step": position["step"], **_inputs(data), **inputs}
+        changed = config_lib.differences(position, now)
         if changed:
             raise ValueError(
                 f"The work directory {workdir} was trained on other inputs than its config names "
@@ -284,6 +363,16 @@ def _evaluate(setup, objective, functions, state, ref_params, data: Data) -> dic
     return {name: total / rows for name, total in totals.items()}
 
 
+def _flops(setup: setup_lib.Setup, data: Data, step: int) -> float:
+    """Of a forward pass over the rows of a step, of all processes."""
+    _, rows = data.plan(step)
+    rows, index = rows[rows >= 0], data.source.index
+    prompt = index["prompt_lengths"][rows].mean()
+    response = index["response_lengths"][rows].mean()
+    images = index["images"][rows].mean()
+    return setup.vlm.flops(setup.layout, prompt, response, images) * len(rows)
+
+
 def _inputs(data: Data) -> dict[str, str]:
     """What a run may not change under way: keys of the prepared data and of the reference."""
     references = data.references.model if data.references else ""
@@ -298,7 +387,7 @@ def _check_metric(config: config_lib.Config, found: dict[str, float]) -> None:
         )
 
 
-def _has_saved(workdir: str) -> bool:
+def has_saved(workdir: str) -> bool:
     """Whether the work directory holds a complete checkpoint of any run."""
     return any(path.name.isdigit() for path in pathlib.Path(workdir, "checkpoints").glob("*"))
 
@@ -357,7 +446,7 @@ def _check_spans(objective: objectives.Objective, counts: encoding.Counts, path:
         )
 
 
-def _check_best(config: config_lib.Config) -> None:
+def check_best(config: config_lib.Config) -> None:
     if config.train.patience and not config.train.keep_best:
         raise ValueError(
             "config.train.patience stops a run after its best checkpoint, which "

@@ -91,6 +91,7 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             f"The objective ({names}) reads a reference, but config.train.reference is 'none'; "
             "set it to 'cache' or 'step'."
         )
+    _check_sampling(config, built)
     if built.needs_kl and config.train.reference != "step":
         raise ValueError(
             "The objective reads a token KL to the reference over the whole vocabulary, which is "
@@ -123,6 +124,23 @@ def refresh(config: config_lib.Config, objective: objectives.Objective) -> step_
     if not train.refresh or not objective.needs_reference:
         return None
     return step_lib.Refresh(train.refresh, train.refresh_mixup)
+
+
+def _check_sampling(config: config_lib.Config, built: objectives.Objective) -> None:
+    online = config.online.updates > 0
+    if online and built.needs_reference and config.train.reference == "cache":
+        raise ValueError(
+            "config.online.updates samples in every step, so no reference can be stored in "
+            "advance; set config.train.reference to 'step'."
+        )
+    wrong = "reference" if online else "sampler"
+    for entry, behaviour in built.behaviours.items():
+        if behaviour == wrong:
+            raise ValueError(
+                f"config.objective.{entry}.behaviour is {wrong!r}, and config.online.updates is "
+                f"{config.online.updates}: with samples in every step it must be 'sampler' (or "
+                "'policy'), on stored ones 'reference' (or 'policy')."
+            )
 
 
 def reference(config: config_lib.Config, objective: objectives.Objective) -> str:

@@ -191,7 +191,7 @@ def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params,
         ref = batch.ref_logps
     else:
         ref = jnp.zeros_like(policy)
-    logps = types.Logps(policy, ref, batch.mask, kl, batch.spans)
+    logps = types.Logps(policy, ref, batch.mask, kl, spans=batch.spans, behaviour=batch.behaviour)
     losses, metrics, loss_state = task.objective(knobs, loss_state, logps, batch.labels)
     rows = _rows(batch)
     loss = jnp.sum(losses * rows) / total
