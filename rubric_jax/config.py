@@ -193,6 +193,18 @@ class Rounds:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Online:
+    """Rounds whose every step samples from the current policy; see docs/pipeline.md.
+
+    The responses come as `sample` says (config.train.batch_size instructions at a time), and
+    become branches by `pair.recipe`.
+    """
+
+    updates: int = 0  # optimizer steps on each batch of fresh samples; 0 = off: stages
+    shown: int = 1  # instructions of a logged step whose responses are kept in responses.jsonl
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     measures: tuple[str, ...] = ("rewards", "answers", "lengths")  # see evals/
     count: int = 1  # responses per held-out instruction
@@ -227,6 +239,7 @@ class Config:
     judging: Judging = Judging()
     pair: Pair = Pair()
     rounds: Rounds = Rounds()
+    online: Online = Online()
     evaluation: Evaluation = Evaluation()
     seed: int = 0
 
@@ -274,6 +287,8 @@ _AT_LEAST = {
     "pool.failures": 0,
     "rounds.count": 1,
     "rounds.updates": 0,
+    "online.updates": 0,
+    "online.shown": 0,
     "evaluation.count": 1,
     "evaluation.temperature": 0,
     "evaluation.bootstrap": 1,

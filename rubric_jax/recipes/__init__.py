@@ -10,6 +10,7 @@ outcome          right / wrong final answer        perturbation       good respo
 style_matched    the same, of equal length         continuation       good one / continued unseeing
 holistic         best / worst by one mark          cross_model        by rubric, other policies'
 listwise         lists of K, with their rewards    reference_pairs    reference / worst own
+group            all K, for sampling in every step
 random           controls of `rubric`
 shuffled_rubric
 """
@@ -45,6 +46,7 @@ RECIPES: dict[str, Recipe] = {
     "cross_model": rubric.cross_model,
     "reference_pairs": controls.reference_pairs,
     "listwise": lists.listwise,
+    "group": lists.group,
     "random": controls.random,
     "shuffled_rubric": rubric.rubric,  # the judge makes the difference, see RUBRIC_OF
 }
@@ -56,6 +58,12 @@ RUBRIC_OF: dict[str, Callable[..., dict[str, str]]] = {"shuffled_rubric": contro
 PROMPTS: dict[str, Callable[..., list[continuation.Start]]] = {
     "continuation": continuation.prompts,
 }
+
+# Recipes whose branches are the group's own samples, one row of it at a time: they work where every
+# step samples.
+ONLINE = frozenset(
+    {"rubric", "outcome", "style_matched", "holistic", "listwise", "group", "random"}
+)
 
 PAIR = ("chosen", "rejected")
 
@@ -78,6 +86,8 @@ def layout(spec: Mapping[str, Any], count: int) -> tuple[str, ...]:
       count: responses sampled per instance.
     """
     name, values = _parse(spec)
+    if name == "group":
+        return lists.branches(count)
     if name != "listwise":
         return PAIR
     length = inspect.signature(RECIPES[name]).parameters["count"].default
@@ -88,6 +98,28 @@ def layout(spec: Mapping[str, Any], count: int) -> tuple[str, ...]:
             f"{count} are sampled."
         )
     return lists.branches(length)
+
+
+def check_online(spec: Mapping[str, Any]) -> None:
+    """Raises ValueError for a recipe that cannot make a batch of fresh samples."""
+    name, values = _parse(spec)
+    if name not in ONLINE:
+        raise ValueError(
+            f"recipe {name!r} needs more than the samples of one step; with config.online.updates "
+            f"it must be {config.one_of(name, sorted(ONLINE))}"
+        )
+    parameters = inspect.signature(RECIPES[name]).parameters
+    if "pairs" in parameters and values.get("pairs", parameters["pairs"].default) != 1:
+        raise ValueError(
+            f"recipe {name!r}: with config.online.updates an instruction gives one row; set "
+            "config.pair.recipe.pairs to 1."
+        )
+
+
+def judged(spec: Mapping[str, Any]) -> bool:
+    """Whether the recipe reads verdicts."""
+    name, values = _parse(spec)
+    return name != "group" or values.get("judged", True)
 
 
 def prompts(spec: Mapping[str, Any]) -> Callable[..., list[continuation.Start]] | None:
@@ -114,6 +146,7 @@ def _parse(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 __all__ = [
     "CONTINUED",
+    "ONLINE",
     "PROMPTS",
     "RECIPES",
     "RUBRIC_OF",
@@ -123,6 +156,8 @@ __all__ = [
     "Response",
     "Row",
     "build",
+    "check_online",
+    "judged",
     "layout",
     "prompts",
 ]

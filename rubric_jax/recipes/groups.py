@@ -44,7 +44,7 @@ class Group:
     answer: str  # the right final answer; "" = unknown
     reference: str  # a right response; "" = none
     source: str  # which data set it comes from; "" = unknown
-    rubric: records.Rubric
+    rubric: records.Rubric | None  # None = nobody judges
     responses: tuple[Response, ...]
     axes: np.ndarray  # float32 [K, A], rewards per axis; NaN where not valid
     known: np.ndarray  # bool [A], some criterion counts for the axis
@@ -134,6 +134,20 @@ def build(
         own = {name: value[b, :count] for name, value in found.items()}
         groups.append(Group(**item, known=known[b], **own))
     return groups
+
+
+def unjudged(item: Mapping[str, Any], axes: int) -> Group:
+    """A group of responses that nobody judges; item: as for `build`, axes: their number."""
+    count = len(item["responses"])
+    return Group(
+        **item,
+        axes=np.full((count, axes), np.nan, np.float32),
+        known=np.zeros(axes, bool),
+        total=np.full(count, np.nan, np.float32),
+        valid=np.zeros(count, bool),
+        essential=np.zeros(count, np.float32),
+        unfailed=np.zeros(count, bool),
+    )
 
 
 def extend(group: Group, responses: Sequence[Response]) -> Group:

@@ -45,17 +45,58 @@ def listwise(
         sample = dict(zip(names, own))
         if pairing.all_equal(group, list(sample.values())):
             return pairing.EQUAL
-        row = groups_lib.Row(
-            group=group.id,
-            branches={name: group.responses[k].text for name, k in sample.items()},
-            rewards={name: groups_lib.rewards_of(group, k, axes) for name, k in sample.items()},
-            total={name: float(group.total[k]) for name, k in sample.items()},
-            sample=sample,
-        )
-        return [row]
+        return [_row(group, sample, axes)]
 
     mined = pairing.mine(groups, each)
     return pairing.limit(mined, groups, seed=seed, budget=budget)
+
+
+def group(
+    groups: Sequence[groups_lib.Group],
+    axes: Sequence[str],
+    *,
+    seed: int,
+    finished: bool = False,
+    judged: bool = True,
+) -> groups_lib.Mined:
+    """Every own response of an instance under its own number, whatever it says; others are absent.
+
+    For policy gradients on fresh samples: empty responses, repeats and groups whose responses are
+    all worth the same stand in the batch, as the estimator wants them. Rows have no axis.
+
+    Args:
+      groups: judged, unless `judged` is False.
+      axes: names of the A reward axes.
+      seed: nothing is drawn.
+      finished: leave out responses that were cut off before their end.
+      judged: leave out responses without a complete verdict, and give the others' rewards.
+    """
+    del seed
+    mined = groups_lib.Mined(groups=len(groups))
+    for each in groups:
+        sample = {}
+        for k, response in enumerate(each.responses):
+            if finished and not response.finished:
+                mined.left_out[pairing.CUT_OFF] += 1
+            elif judged and not each.valid[k]:
+                mined.left_out[pairing.UNJUDGED] += 1
+            else:
+                sample[f"response_{k}"] = k
+        if len(sample) < 2:
+            mined.reasons[each.id] = pairing.FEW
+            continue
+        mined.rows.append(_row(each, sample, axes))
+    return mined
+
+
+def _row(group: groups_lib.Group, sample: dict[str, int], axes: Sequence[str]) -> groups_lib.Row:
+    return groups_lib.Row(
+        group=group.id,
+        branches={name: group.responses[k].text for name, k in sample.items()},
+        rewards={name: groups_lib.rewards_of(group, k, axes) for name, k in sample.items()},
+        total={name: float(group.total[k]) for name, k in sample.items()},
+        sample=sample,
+    )
 
 
 def branches(count: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ sample      instructions, a policy -> K responses each
 judge       responses, rubrics -> verdicts
 pair        verdicts -> preference data
 schedule    training in several stages
+online      training that samples and judges in every step; batching: what its batches are
 evaluate    a policy -> numbers on held-out instructions
 run         all of them, for R rounds
 """

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 
 from rubric_jax import config as config_lib
-from rubric_jax import evals, judges, recipes, sharding
+from rubric_jax import evals, judges, recipes, sharding, types
 from rubric_jax.judges import writers
-from rubric_jax.stages import pair, schedule
+from rubric_jax.stages import batching, pair, schedule
 
 
 def check(config: config_lib.Config, training_data: Callable[[], config_lib.Data]) -> None:
@@ -22,13 +22,14 @@ def check(config: config_lib.Config, training_data: Callable[[], config_lib.Data
     pool = config.pool
     if not pool.path:
         raise ValueError("config.pool.path is empty; name a file of instructions.")
-    if not config.judging.judge:
-        raise ValueError('config.judging.judge is empty; give one, such as {"judge": "oracle"}.')
+    recipes.build(config.pair.recipe)
+    _check_judge(config)
     for spec in (config.judging.judge, config.evaluation.judge):
         if spec:
             judges.check(spec)
     writers.check(pool.writer, config.data.axes)
-    recipes.build(config.pair.recipe)
+    if config.online.updates:
+        _check_online(config, training_data())
     pair.aggregate(config.pair.aggregation)
     pair.aggregate(config.evaluation.aggregation)
     evals.check(config.evaluation.measures, config.evaluation.pattern)
@@ -48,3 +49,29 @@ def check(config: config_lib.Config, training_data: Callable[[], config_lib.Data
             "config.rounds.updates at 0 and config.rounds.reference at 'round'."
         )
     schedule.check_objective(dataclasses.replace(config, data=training_data()))
+
+
+def _check_judge(config: config_lib.Config) -> None:
+    if config.judging.judge:
+        return
+    if not config.online.updates or recipes.judged(config.pair.recipe):
+        raise ValueError('config.judging.judge is empty; give one, such as {"judge": "oracle"}.')
+    if config.pool.eval_path and not config.evaluation.judge:
+        raise ValueError(
+            "config.pool.eval_path asks for an evaluation, which needs a judge; set "
+            "config.evaluation.judge or config.judging.judge."
+        )
+
+
+def _check_online(config: config_lib.Config, data: config_lib.Data) -> None:
+    recipes.check_online(config.pair.recipe)
+    batching.columns(types.Layout.of(data.branches), config)
+    for where, found in (
+        ("config.pair.other", config.pair.other),
+        ("config.schedule", config.schedule),
+    ):
+        if found:
+            raise ValueError(
+                f"{where} has no place where every step samples; leave it empty, or set "
+                "config.online.updates to 0."
+            )

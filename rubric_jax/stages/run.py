@@ -6,6 +6,9 @@
   RUN/round_2/ ...
   RUN/report.html
 
+With config.online.updates a round samples, judges and trains in every step (online.py), and leaves
+train/, policy/ and eval.json alone.
+
 Stages share nothing but these files, so each can be run alone, and a run that was killed goes on in
 the stage where it stood.
 """
@@ -29,7 +32,7 @@ from rubric_jax.data import instructions, sources
 from rubric_jax.models import weights
 from rubric_jax.rubrics import pool as pool_lib
 from rubric_jax.rubrics import records
-from rubric_jax.stages import checks, evaluate, files, pair, policies, schedule, training
+from rubric_jax.stages import checks, evaluate, files, online, pair, policies, schedule, training
 from rubric_jax.stages import judge as judge_stage
 from rubric_jax.stages import rubrics as rubrics_stage
 from rubric_jax.stages import sample as sample_stage
@@ -38,6 +41,7 @@ from rubric_jax.train import setup as setup_lib
 
 BASE = "base"
 _AROUND = ("pool", "sample", "judging", "pair", "rounds", "evaluation")
+_ONLINE = ("judging", "rounds", "evaluation")  # what else is around makes an online step's batch
 
 
 class Interrupted(Exception):
@@ -65,6 +69,7 @@ class Run:
 
     def sample(self, number: int) -> dict[str, Any]:
         """K responses of the round's policy (and of pair.other) to every instruction."""
+        self._need_stages("sample")
         counts = self._sample(self._policy(number), self.path(number, "samples.jsonl"), number)
         if self.config.pair.other:
             other = self.path(number, "other", "samples.jsonl")
@@ -73,6 +78,7 @@ class Run:
 
     def judge(self, number: int, again: tuple[str, ...] = ()) -> dict[str, Any]:
         """Verdicts on the round's responses; again: statuses to ask for once more."""
+        self._need_stages("judge")
         spec = self.config.judging.judge
         counts = self._judge(self.path(number), spec, self._asked, number, again=again)
         if self.config.pair.other:
@@ -81,6 +87,7 @@ class Run:
 
     def pair(self, number: int) -> dict[str, Any]:
         """Preference data from the round's verdicts."""
+        self._need_stages("pair")
         folder, spec = self.path(number), self.config.pair.recipe
         judged = [("", *self._judged(folder, self._asked))]
         if self.config.pair.other:
@@ -117,18 +124,31 @@ class Run:
         return counts
 
     def train(self, number: int) -> loop.Outcome:
-        """Trains the round's policy on its pairs, and exports it for transformers.
+        """Trains the round's policy, and exports it for transformers.
+
+        On its pairs, or with config.online.updates on samples of every step.
 
         Raises:
           Interrupted: told to stop; the checkpoint is saved.
         """
         config, policy = self.training(number), self.path(number, "policy")
-        made_from = {"pairs": files.digest(config.data.path), "start": self._fingerprint(number)}
+        made_from = {"start": self._fingerprint(number)}
+        jury = self._jury() if self._online else None
+        if self._online:
+            pool = self.config.pool
+            made_from["instructions"] = sources.fingerprint(pool.path, pool.split)
+            made_from |= jury.inputs if jury else {}
+        else:
+            made_from["pairs"] = files.digest(config.data.path)
         known = policies.step_of(policy, config_lib.to_dict(config), made_from)
         setup_lib.barrier()  # nobody may write before everybody has looked
         if known is not None:
             return loop.Outcome(known, True, {})
-        outcome, trained = schedule.fit(config, self.path(number, "train"))
+        trained = self.path(number, "train")
+        if self._online:
+            outcome = online.train(config, trained, self._asked, jury)
+        else:
+            outcome, trained = schedule.fit(config, trained)
         if not outcome.finished:
             raise Interrupted(trained)
         training.hand_on(trained, policy + ".part", dtype=config.model.param_dtype)
@@ -176,13 +196,15 @@ class Run:
         self.begin()
         if self._is_writer:
             checkpoint.claim(self.workdir, config_lib.to_dict(self.config), force=True)
-        self.rubrics()
+        if self._needs_rubrics:
+            self.rubrics()
         if self._has_eval:
             self.eval(0)
         for number in range(1, self.config.rounds.count + 1):
-            self.sample(number)
-            self.judge(number)
-            self.pair(number)
+            if not self._online:
+                self.sample(number)
+                self.judge(number)
+                self.pair(number)
             self.train(number)
             if self._has_eval:
                 self.eval(number)
@@ -219,6 +241,25 @@ class Run:
     @property
     def _rule(self) -> str:
         return self.config.rounds.reference
+
+    @property
+    def _online(self) -> bool:
+        return self.config.online.updates > 0
+
+    def _need_stages(self, stage: str) -> None:
+        if self._online:
+            raise ValueError(
+                f"With config.online.updates there is no stage `{stage}`: the command `train "
+                "--round=N` samples and judges in every step. Set it to 0 for rounds of stages."
+            )
+
+    @property
+    def _judged_online(self) -> bool:
+        return recipes.judged(self.config.pair.recipe)
+
+    @property
+    def _needs_rubrics(self) -> bool:
+        return self._has_eval or not self._online or self._judged_online
 
     @property
     def _has_eval(self) -> bool:
@@ -349,19 +390,45 @@ class Run:
             return found
         return self.config.data.axes
 
+    def _jury(self) -> online.Jury | None:
+        """Who judges in every step; None for a recipe without verdicts."""
+        if not self._judged_online:
+            return None
+        pool, judge = pool_lib.load(self._pool_path), judges.build(self.config.judging.judge)
+        allowed = self.config.pool.failures > 0
+        rubrics = {
+            ident: judge.rubric(pool.of(task.key))
+            for ident, task in self._asked.items()
+            if task.key in pool.rubrics or not allowed
+        }
+        return online.Jury(judge, self._store, rubrics, self.config.judging.failures)
+
+    def _online_axes(self) -> tuple[str, ...]:
+        jury = self._jury()
+        if jury is None:
+            return self.config.data.axes
+        return self._axes({i: {"rubric": rubric} for i, rubric in jury.rubrics.items()})
+
     def training_data(self) -> config_lib.Data:
         """The config's data group with the branches that the recipe makes."""
         branches = recipes.layout(self.config.pair.recipe, self.config.sample.count)
         own = self.config.data.branches
-        if {types.split_branch(branch)[0] for branch in own} == set(branches):
-            branches = own  # the same responses, under contexts of the user's choice
+        responses = {types.split_branch(branch)[0] for branch in own}
+        if responses == set(branches) or (self._online and responses >= set(branches)):
+            # The same responses, under contexts of the user's choice; online, perhaps beside
+            # columns of the instructions.
+            branches = own
         return dataclasses.replace(self.config.data, branches=branches, cache=self._cache)
 
     def training(self, number: int) -> config_lib.Config:
         """The config of the round's training, as `train` alone would take it."""
-        manifest = files.read_manifest(self.path(number, "pairs.jsonl"))
-        files.need_finished(self.path(number, "pairs.jsonl"), made_by="pair")
-        axes = tuple(manifest["config"]["axes"]) if manifest else self.config.data.axes
+        pairs, around = self.path(number, "pairs.jsonl"), _AROUND
+        if self._online:
+            axes, pairs, around = self._online_axes(), "", _ONLINE
+        else:
+            manifest = files.read_manifest(pairs)
+            files.need_finished(pairs, made_by="pair")
+            axes = tuple(manifest["config"]["axes"]) if manifest else self.config.data.axes
         policy, model = self._policy(number), self.config.model
         reference = {"round": policy, "base": model.checkpoint, "fixed": model.reference}
         rounds, steps = self.config.rounds, self.config.train.steps
@@ -375,13 +442,14 @@ class Run:
             ),
             data=dataclasses.replace(
                 self.training_data(),
-                path=self.path(number, "pairs.jsonl"),
+                path=pairs,
                 axes=axes,
-                confine_images=False,  # the instructions were; the pairs stand elsewhere
+                # The instructions were; the pairs stand elsewhere.
+                confine_images=self._online and self.config.data.confine_images,
             ),
             train=dataclasses.replace(self.config.train, steps=steps),
             # What is of no consequence to the training does not name its work directory.
-            **{group: getattr(config_lib.Config(), group) for group in _AROUND},
+            **{group: getattr(config_lib.Config(), group) for group in around},
         )
 
     def _continue(self, starts: list[recipes.Start], out: str, number: int) -> None:

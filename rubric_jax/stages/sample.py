@@ -139,12 +139,12 @@ def _fill(setup, source: loading.Source, out: str, seed: int, path: str, split: 
         for batch, _ in setup_lib.batches(setup, source, plan, start=start, stop=stop):
             rows = plan(start)[1]  # of all processes
             start += 1
-            found = _sample(setup, params, batch, _seeds(seed, ids, rows))
+            found = draw(setup, params, batch, seeds(seed, ids, rows))
             tokens += int(found.mask.sum())
             if appender:
                 appender.add(
                     {"id": ids[row], "key": asked[ids[row]].key, "responses": responses}
-                    for row, responses in zip(rows, _responses(setup, found), strict=True)
+                    for row, responses in zip(rows, texts(setup, found), strict=True)
                     if row >= 0 and missing[row]
                 )
             bar.update(int(missing[_real(rows)].sum()))
@@ -154,10 +154,18 @@ def _fill(setup, source: loading.Source, out: str, seed: int, path: str, split: 
         appender.close()
 
 
-def _sample(setup, params, batch: types.Batch, seeds: np.ndarray) -> sampling.Samples:
+def draw(
+    setup: setup_lib.Setup, params: types.Params, batch: types.Batch, numbers: np.ndarray
+) -> sampling.Samples:
+    """Responses of all processes' rows, on the host, as config.sample wants them.
+
+    Args:
+      batch: this process's rows; only prompts and media are read.
+      numbers: `seeds` of all processes' rows.
+    """
     knobs = setup.config.sample
     index, count = sharding.process_block(setup.mesh)
-    own = np.split(seeds, count)[index]
+    own = np.split(numbers, count)[index]
     placed, own = sharding.put_batch((batch, own), setup.mesh)
     found = sampling.sample(
         setup.vlm,
@@ -175,14 +183,15 @@ def _sample(setup, params, batch: types.Batch, seeds: np.ndarray) -> sampling.Sa
     return sharding.to_host(found)
 
 
-def _seeds(seed: int, ids: list[str], rows: np.ndarray) -> np.ndarray:
+def seeds(seed: int | str, ids: list[str], rows: np.ndarray) -> np.ndarray:
     """uint32 [B]: a number for each instruction that depends on nothing else."""
     names = [f"{seed}/{ids[row]}" if row >= 0 else "" for row in rows]
     digests = [hashlib.sha256(name.encode()).digest()[:4] for name in names]
     return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint32)
 
 
-def _responses(setup, found: sampling.Samples) -> list[list[dict[str, Any]]]:
+def texts(setup: setup_lib.Setup, found: sampling.Samples) -> list[list[dict[str, Any]]]:
+    """Per row its K responses, as a samples file holds them."""
     rows = []
     for ids, mask, logps, finished in zip(*found, strict=True):
         row = []

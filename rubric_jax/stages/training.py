@@ -38,6 +38,11 @@ def audit(config: config_lib.Config, workdir: str | None) -> str:
 
 def train(config: config_lib.Config, workdir: str) -> loop.Outcome:
     """Trains, or goes on training; see train/loop.py."""
+    if config.online.updates:
+        raise ValueError(
+            "config.online.updates samples in every step, which takes instructions and a judge: "
+            "use the command `run`, or `train --round=1` for a round of it."
+        )
     return loop.train(config, workdir)
 
 

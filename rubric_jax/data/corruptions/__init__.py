@@ -61,7 +61,7 @@ def bind(values: Mapping[str, Any], layout: types.Layout) -> dict[str, Context]:
     Raises:
       ValueError: a context that no branch reads, an unknown corruption or knob, or a knob's value.
     """
-    if not layout.branches:
+    if layout == types.PROMPTS:
         return {}
     made = [name for name in layout.contexts if name != types.CLEAN]
     for name in values:
