@@ -9,6 +9,7 @@ openai           any server that speaks OpenAI's protocol
 openai_holistic  the same, one mark without a rubric
 vlm              one of the project's own models, "yes" against "no"
 vlm_holistic     the same, one question without a rubric
+rules            programs: right answers, patterns, boxes; what has no rule goes to another judge
 """
 
 from __future__ import annotations
@@ -17,10 +18,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rubric_jax import config
-from rubric_jax.judges import openai, oracle, vlm
+from rubric_jax.judges import openai, oracle, rules, vlm
 from rubric_jax.judges.running import Tally, collect, stream
 from rubric_jax.judges.store import Store
 from rubric_jax.judges.verdicts import Judge, Request, Unreachable, Usage, Verdict
+
+
+def _rules(*, otherwise: Mapping[str, Any] | None = None) -> Judge:
+    """rules.judge; otherwise: {"judge": name, <knobs>} for criteria without a rule."""
+    return rules.judge(build(otherwise) if otherwise else None)
+
+
+def _check_rules(*, otherwise: Mapping[str, Any] | None = None) -> None:
+    if otherwise:
+        check(otherwise)
+
 
 JUDGES: dict[str, Callable[..., Judge]] = {
     "oracle": oracle.oracle,
@@ -29,10 +41,15 @@ JUDGES: dict[str, Callable[..., Judge]] = {
     "openai_holistic": openai.openai_holistic,
     "vlm": vlm.vlm,
     "vlm_holistic": vlm.vlm_holistic,
+    "rules": _rules,
 }
 
 # Building the others touches neither disk nor network; these would fetch and read a checkpoint.
-_CHECKS: dict[str, Callable[..., None]] = {"vlm": vlm.check, "vlm_holistic": vlm.check}
+_CHECKS: dict[str, Callable[..., None]] = {
+    "vlm": vlm.check,
+    "vlm_holistic": vlm.check,
+    "rules": _check_rules,
+}
 
 
 def build(spec: Mapping[str, Any]) -> Judge:

@@ -2,6 +2,7 @@
 
 oracle     the ground truth of scenes (column `facts`)
 template   the same hand-written criteria for every instance
+rules      criteria that a program decides, with what the instruction says is right
 openai     a model behind any OpenAI-compatible server
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 from rubric_jax import config
 from rubric_jax.data import instructions, scenes
 from rubric_jax.judges import client, oracle, verdicts, writer
+from rubric_jax.judges import rules as rules_lib
 from rubric_jax.rubrics import records, templates
 
 Instructions = Iterable[instructions.Instruction]
@@ -37,6 +39,62 @@ def from_template(tasks: Instructions, axes: Sequence[str], *, template: str) ->
     common = templates.load(template, axes=axes)
     for task in tasks:
         yield task, writer.Written(templates.apply(common, task.key), (), (), verdicts.Usage())
+
+
+def from_rules(
+    tasks: Instructions,
+    axes: Sequence[str],
+    *,
+    rules: Mapping[str, Any],
+    otherwise: str = "",
+) -> Written:
+    """Criteria for the judge `rules`; see its table for what the instructions must say.
+
+    Args:
+      rules: by criterion {"rule": name, <knobs>}, and the criterion's text, kind, weight and axis
+        where they are not: the rule's name, essential, 1, the criterion's name.
+      otherwise: a template for instructions that do not say what the rules need; "" = an error.
+    """
+    del axes  # checked with the config
+    common = templates.load(otherwise) if otherwise else None
+    for task in tasks:
+        lacking = _lacking(rules, task)
+        if lacking and common is None:
+            raise ValueError(
+                f"{task.where}: the rules need {lacking}, which the row does not say; add it, or "
+                "name a template for such instructions: config.pool.writer.otherwise."
+            )
+        rubric = templates.apply(common, task.key) if lacking else _by_rules(rules, task)
+        yield task, writer.Written(rubric, (), (), verdicts.Usage())
+
+
+def _lacking(spec: Mapping[str, Any], task: instructions.Instruction) -> str:
+    """What the rules need and the instruction does not say; "" = nothing."""
+    for given in spec.values():
+        for name in rules_lib.given(given["rule"]):
+            if rules_lib.GIVEN[name](task) in (None, ""):
+                return {"right": "answer"}.get(name, f"facts.{name}")
+    return ""
+
+
+def _by_rules(spec: Mapping[str, Any], task: instructions.Instruction | None) -> records.Rubric:
+    """The rubric of an instruction; None: with nothing that is right, to look at its axes."""
+    criteria = []
+    for ident, given in spec.items():
+        check = {key: value for key, value in given.items() if key not in _ABOUT}
+        if task is not None:
+            check |= {name: rules_lib.GIVEN[name](task) for name in rules_lib.given(given["rule"])}
+        about = {"text": f"By the rule {given['rule']}.", "weight": 1, "axis": ident}
+        about |= {key: given[key] for key in _ABOUT if key in given}
+        criteria.append(
+            {"id": ident, "kind": "essential", "scale": "binary", **about, "check": check}
+        )
+    where = task.where if task else "config.pool.writer.rules"
+    value = {"key": task.key if task else "rules", "source": "rules", "criteria": criteria}
+    return records.parse(value, where=where)
+
+
+_ABOUT = ("text", "kind", "weight", "axis", "penalty")
 
 
 def from_server(
@@ -70,6 +128,7 @@ def from_server(
 WRITERS: dict[str, Callable[..., Written]] = {
     "oracle": from_oracle,
     "template": from_template,
+    "rules": from_rules,
     "openai": from_server,
 }
 
@@ -97,6 +156,17 @@ def _check_template(axes: Sequence[str], *, template: str) -> None:
     _check_axes(f"the template {template!r}", records.axes_of([common]), axes)
 
 
+def _check_rules(axes: Sequence[str], *, rules: Mapping[str, Any], otherwise: str = "") -> None:
+    for ident, given in rules.items():
+        try:
+            rules_lib.check({k: v for k, v in given.items() if k not in _ABOUT})
+        except ValueError as error:
+            raise ValueError(f"rules.{ident}: {error}") from error
+    _check_axes("it", records.axes_of([_by_rules(rules, None)]), axes)
+    if otherwise:
+        _check_template(axes, template=otherwise)
+
+
 def _check_server(axes: Sequence[str], *, model, base_url, server=None, **knobs) -> None:
     client.server(model, base_url, server)
     for knob, least in (("reasks", 0), ("most", 1)):
@@ -119,6 +189,7 @@ def _check_axes(what: str, named: Sequence[str], axes: Sequence[str]) -> None:
 _CHECKS: dict[str, Callable[..., None]] = {
     "oracle": _check_oracle,
     "template": _check_template,
+    "rules": _check_rules,
     "openai": _check_server,
 }
 

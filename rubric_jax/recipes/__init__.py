@@ -46,7 +46,6 @@ RECIPES: dict[str, Recipe] = {
     "cross_model": rubric.cross_model,
     "reference_pairs": controls.reference_pairs,
     "listwise": lists.listwise,
-    "group": lists.group,
     "random": controls.random,
     "shuffled_rubric": rubric.rubric,  # the judge makes the difference, see RUBRIC_OF
 }
@@ -58,6 +57,9 @@ RUBRIC_OF: dict[str, Callable[..., dict[str, str]]] = {"shuffled_rubric": contro
 PROMPTS: dict[str, Callable[..., list[continuation.Start]]] = {
     "continuation": continuation.prompts,
 }
+
+# For sampling in every step alone: rows may lack branches, and no file of pairs may.
+FRESH: dict[str, Recipe] = {"group": lists.group}
 
 # Recipes whose branches are the group's own samples, one row of it at a time: they work where every
 # step samples.
@@ -75,7 +77,7 @@ def build(spec: Mapping[str, Any]) -> Recipe:
       ValueError: an unknown name or knob, or a knob's value; it names what is wrong.
     """
     name, values = _parse(spec)
-    return functools.partial(RECIPES[name], **values)
+    return functools.partial(_all()[name], **values)
 
 
 def layout(spec: Mapping[str, Any], count: int) -> tuple[str, ...]:
@@ -108,12 +110,18 @@ def check_online(spec: Mapping[str, Any]) -> None:
             f"recipe {name!r} needs more than the samples of one step; with config.online.updates "
             f"it must be {config.one_of(name, sorted(ONLINE))}"
         )
-    parameters = inspect.signature(RECIPES[name]).parameters
+    parameters = inspect.signature(_all()[name]).parameters
     if "pairs" in parameters and values.get("pairs", parameters["pairs"].default) != 1:
         raise ValueError(
             f"recipe {name!r}: with config.online.updates an instruction gives one row; set "
             "config.pair.recipe.pairs to 1."
         )
+
+
+def axes(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The axes on which the recipe itself gives rewards."""
+    _, values = _parse(spec)
+    return tuple(axis for axis in (values.get("length"),) if isinstance(axis, str) and axis)
 
 
 def judged(spec: Mapping[str, Any]) -> bool:
@@ -140,12 +148,17 @@ def _parse(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"recipe {name!r}: seed is no knob; recipes draw by the run's own seed. Remove it."
         )
-    recipe = config.bind(RECIPES, name, {**values, "seed": 0}, what="recipe")
+    recipe = config.bind(_all(), name, {**values, "seed": 0}, what="recipe")
     return name, knobs.check(name, recipe, values)
+
+
+def _all() -> dict[str, Recipe]:
+    return {**RECIPES, **FRESH}
 
 
 __all__ = [
     "CONTINUED",
+    "FRESH",
     "ONLINE",
     "PROMPTS",
     "RECIPES",
@@ -155,6 +168,7 @@ __all__ = [
     "Recipe",
     "Response",
     "Row",
+    "axes",
     "build",
     "check_online",
     "judged",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from rubric_jax.recipes import groups as groups_lib
 from rubric_jax.recipes import knobs, pairing
 
@@ -58,6 +60,9 @@ def group(
     seed: int,
     finished: bool = False,
     judged: bool = True,
+    length: str = "",
+    cap: knobs.Share = 0.5,
+    tolerance: knobs.Scale = 0.2,
 ) -> groups_lib.Mined:
     """Every own response of an instance under its own number, whatever it says; others are absent.
 
@@ -70,8 +75,15 @@ def group(
       seed: nothing is drawn.
       finished: leave out responses that were cut off before their end.
       judged: leave out responses without a complete verdict, and give the others' rewards.
+      length: an axis of the run on which long responses lose; "" = none. See `length_rewards`.
+      cap, tolerance: of it.
+
+    Raises:
+      ValueError: the run has no such axis, or a criterion of a rubric counts for it.
     """
     del seed
+    if length and length not in axes:
+        raise ValueError(f"recipe 'group': length is {length!r}; config.data.axes must name it.")
     mined = groups_lib.Mined(groups=len(groups))
     for each in groups:
         sample = {}
@@ -85,8 +97,37 @@ def group(
         if len(sample) < 2:
             mined.reasons[each.id] = pairing.FEW
             continue
-        mined.rows.append(_row(each, sample, axes))
+        row = _row(each, sample, axes)
+        if length:
+            if each.known[list(axes).index(length)]:
+                raise ValueError(
+                    f"{each.id!r}: its rubric has criteria on the axis {length!r} too."
+                )
+            values = length_rewards(each, list(sample.values()), cap=cap, tolerance=tolerance)
+            own = dict(zip(sample, values.tolist(), strict=True))
+            rewards = {name: {**row.rewards[name], length: own[name]} for name in sample}
+            row = row._replace(rewards=rewards)
+        mined.rows.append(row)
     return mined
+
+
+def length_rewards(
+    group: groups_lib.Group, responses: Sequence[int], *, cap: float, tolerance: float
+) -> np.ndarray:
+    """1 - the penalty of each response for being longer than the right ones of its group.
+
+    penalty = min(max(tokens / mean tokens of the right responses - 1 - tolerance, 0), cap)
+
+    HARMO, arXiv:2510.05283, penalises length relative to the group, up to a cap and beyond a
+    tolerance, where some response is right; the form is ours. Right: every essential criterion is
+    fully met. Without a right one all are 1. [K'], in [1 - cap, 1].
+    """
+    tokens = np.array([group.responses[k].tokens for k in responses], float)
+    right = group.valid[responses] & (group.essential[responses] >= 1 - pairing.TOLERANCE)
+    if not right.any():
+        return np.ones(len(tokens))
+    excess = tokens / max(tokens[right].mean(), 1.0) - 1 - tolerance
+    return 1 - np.clip(excess, 0.0, cap)
 
 
 def _row(group: groups_lib.Group, sample: dict[str, int], axes: Sequence[str]) -> groups_lib.Row:

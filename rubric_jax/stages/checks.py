@@ -30,6 +30,11 @@ def check(config: config_lib.Config, training_data: Callable[[], config_lib.Data
     writers.check(pool.writer, config.data.axes)
     if config.online.updates:
         _check_online(config, training_data())
+    elif config.pair.recipe["recipe"] in recipes.FRESH:
+        raise ValueError(
+            f"The recipe {config.pair.recipe['recipe']!r} is for samples of every step; set "
+            "config.online.updates, or take 'listwise'."
+        )
     pair.aggregate(config.pair.aggregation)
     pair.aggregate(config.evaluation.aggregation)
     evals.check(config.evaluation.measures, config.evaluation.pattern)

@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 from rubric_jax import checkpoint, judges, recipes, sharding, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import instructions, loading
+from rubric_jax.judges import rules
 from rubric_jax.recipes import groups as groups_lib
 from rubric_jax.recipes import pairing
 from rubric_jax.rubrics import records
@@ -80,10 +81,10 @@ def train(
     """
     objective = setup_lib.objective(config)
     loop.check_best(config)
+    if jury is not None and objective.needs_rewards:
+        _check_axes(jury, config)
     setup = setup_lib.build(config)
     layout = batching.columns(setup.layout, config)
-    if jury is not None and objective.needs_rewards:
-        _check_axes(jury, config.data.axes)
     checkpoint.claim(workdir, config_lib.to_dict(config), force=not loop.has_saved(workdir))
     cache = setup_lib.cache_directory(config, workdir)
     bare = dataclasses.replace(setup, layout=layout)
@@ -196,7 +197,7 @@ class Maker:
         config = self.setup.config
         texts = sample_stage.texts(self.setup, found)
         real = [b for b, name in enumerate(names) if name]
-        items = self._items([names[b] for b in real], [texts[b] for b in real])
+        items = self._items(step, [names[b] for b in real], [texts[b] for b in real])
         if self.jury is None:
             groups = [groups_lib.unjudged(item, len(config.data.axes)) for item in items]
         else:
@@ -205,11 +206,12 @@ class Maker:
         by_name = {row.group: row for row in mined.rows}
         choice = batching.choose(self.setup, [by_name.get(name) for name in names], self.objective)
         self._show(step, groups)
-        return _Judged(choice, np.array(self._measures(groups, len(mined.rows))))
+        return _Judged(choice, np.array(self._measures(groups, mined.rows)))
 
-    def _items(self, names: Sequence[str], texts: Sequence[Sequence[Mapping]]) -> list[dict]:
+    def _items(self, step: int, names: Sequence[str], texts: Sequence[Sequence]) -> list[dict]:
         """The fields of groups, judged if there is a jury."""
-        scores = self._scores(names, texts)
+        under = {name: rules.at(self.jury.rubrics[name], step) for name in names if self.jury}
+        scores = self._scores(names, texts, under)
         items = []
         for name, responses in zip(names, texts, strict=True):
             task = self.asked[name]
@@ -220,7 +222,7 @@ class Maker:
                     "answer": task.answer,
                     "reference": task.reference,
                     "source": task.source,
-                    "rubric": self.jury and self.jury.rubrics[name],
+                    "rubric": under.get(name),
                     "responses": tuple(
                         groups_lib.Response(
                             text=response["text"],
@@ -234,12 +236,12 @@ class Maker:
             )
         return items
 
-    def _scores(self, names, texts) -> dict[str, Mapping[str, float]]:
+    def _scores(self, names, texts, under) -> dict[str, Mapping[str, float]]:
         """Scores by request id; without those that got no usable verdict."""
         if self.jury is None:
             return {}
         requests = [
-            judges.Request(f"{name}/{k}", instance, response["text"], self.jury.rubrics[name])
+            judges.Request(f"{name}/{k}", instance, response["text"], under[name])
             for name, responses in zip(names, texts, strict=True)
             for instance in [self.asked[name].instance()]
             for k, response in enumerate(responses)
@@ -275,13 +277,13 @@ class Maker:
             *axes,
         )
 
-    def _measures(self, groups: Sequence[groups_lib.Group], rows: int) -> list[float]:
+    def _measures(self, groups: Sequence[groups_lib.Group], rows: Sequence) -> list[float]:
         """Values of `_names`; NaN where no response has a verdict."""
         responses = [response for group in groups for response in group.responses]
         values = [
             np.mean([response.tokens for response in responses]),
             np.mean([response.finished for response in responses]),
-            rows / len(groups),
+            len(rows) / len(groups),
         ]
         if self.jury is None:
             return values
@@ -291,13 +293,15 @@ class Maker:
         if not several:
             return values + [math.nan] * (len(self._names) - len(values))
         totals = np.concatenate([group.total for group in groups])[valid]
-        axes = np.concatenate([group.axes for group in groups])[valid]
+        axes = (
+            _mean_on(axis, a, groups, rows) for a, axis in enumerate(self.setup.config.data.axes)
+        )
         return [
             *values,
             totals.mean(),
             np.mean([own.std(ddof=1) for own in several]),
             np.mean([np.ptp(own) <= pairing.TOLERANCE for own in several]),
-            *axes.mean(axis=0),
+            *axes,
         ]
 
     def _show(self, step: int, groups: Sequence[groups_lib.Group]) -> None:
@@ -309,6 +313,14 @@ class Maker:
         appender = files.Appender(os.path.join(self.workdir, SHOWN))
         appender.add(_shown(step, group) for group in groups[: config.online.shown])
         appender.close()
+
+
+def _mean_on(axis: str, a: int, groups, rows) -> float:
+    """Mean reward on an axis: of the rubrics that know it, or else that the recipe gave."""
+    found = [value for group in groups if group.known[a] for value in group.axes[group.valid, a]]
+    if not found:
+        found = [own[axis] for row in rows for own in row.rewards.values() if axis in own]
+    return float(np.mean(found)) if found else math.nan
 
 
 def _shown(step: int, group: groups_lib.Group) -> dict[str, Any]:
@@ -335,17 +347,16 @@ def _forget(path: str, first: int) -> None:
         os.replace(path + ".tmp", path)
 
 
-def _check_axes(jury: Jury, axes: Sequence[str]) -> None:
-    """Every rubric must say something about every axis that the objective may read."""
-    for ident, rubric in jury.rubrics.items():
-        known = {criterion.axis for criterion in rubric.criteria}
-        lacking = [axis for axis in axes if axis not in known]
-        if lacking:
-            raise ValueError(
-                f"The objective reads rewards on {', '.join(axes)}, and the rubric of {ident!r} "
-                f"has no criterion for {', '.join(lacking)}; add one, or leave the axis out of "
-                "config.data.axes."
-            )
+def _check_axes(jury: Jury, config: config_lib.Config) -> None:
+    """Every axis needs a reward from somewhere; a rubric without it gives 0 to all responses."""
+    known = {*records.axes_of(list(jury.rubrics.values())), *recipes.axes(config.pair.recipe)}
+    lacking = [axis for axis in config.data.axes if axis not in known]
+    if lacking:
+        raise ValueError(
+            f"The objective reads rewards on {', '.join(config.data.axes)}, and no rubric has a "
+            f"criterion for {', '.join(lacking)}; add one, or leave the axis out of "
+            "config.data.axes."
+        )
 
 
 def _summary(config, source: loading.Source, plan: loading.Plan, usable: int) -> str:
