@@ -184,6 +184,7 @@ def test_the_first_step_is_that_of_a_batch_made_by_hand(learnt):
         assert float(values[name]) == pytest.approx(line[name], rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.slow
 def test_best_against_worst_of_the_fresh_samples(tmp_path):
     made = config(
         data={"branches": ("chosen", "rejected")},
@@ -202,6 +203,7 @@ def test_best_against_worst_of_the_fresh_samples(tmp_path):
     assert last["loss"] != first["loss"]
 
 
+@pytest.mark.slow
 def test_offline_pairs_and_fresh_samples_in_one_batch(tmp_path):
     """HyPO: the columns of a row as they stand, beside samples that nobody judges."""
     made = config(
@@ -352,7 +354,6 @@ def test_stages_that_there_are_not_say_so(tmp_path):
 @pytest.mark.slow
 def test_killed_at_any_time_it_ends_with_the_same_bits(tmp_path):
     made = config(
-        pair={"recipe": {"recipe": "group", "length": ""}},
         train={"steps": 8, "checkpoint_every": 2},
         online={"updates": 2},
     )
