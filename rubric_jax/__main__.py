@@ -4,6 +4,7 @@
   python -m rubric_jax train  --config=FILE ... --workdir=RUN
   python -m rubric_jax score  --config=FILE ... --out=logps.npz
   python -m rubric_jax export --workdir=RUN --out=HF_DIR [--step=best] [--dtype=bfloat16]
+  python -m rubric_jax questions --config=FILE --config.data.path=DATA --out=instructions.jsonl
   python -m rubric_jax scenes --out=DIR [--rows=2000]      the embedded data, and a toy model
   python -m rubric_jax quickstart --workdir=RUN
 
@@ -67,6 +68,11 @@ def _export() -> None:
     stages.export(_need(_WORKDIR), _need(_OUT), step=step, dtype=_DTYPE.value)
 
 
+def _questions() -> None:
+    out = _need(_OUT)
+    print(f"{out}: {stages.write_questions(_config().data, out)} instructions", file=sys.stderr)
+
+
 def _scenes() -> None:
     out = _need(_OUT)
     with checkpoint.disk_errors(out):
@@ -124,6 +130,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "pair": _pair,
     "eval": _eval,
     "report": _report,
+    "questions": _questions,
     "scenes": _scenes,
     "quickstart": _quickstart,
 }

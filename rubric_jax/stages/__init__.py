@@ -8,12 +8,14 @@ judge       responses, rubrics -> verdicts
 pair        verdicts -> preference data
 schedule    training in several stages
 online      training that samples and judges in every step; batching: what its batches are
+questions   preference data -> instructions that ask which answer is better
 evaluate    a policy -> numbers on held-out instructions
 run         all of them, for R rounds
 """
 
+from rubric_jax.stages.questions import write_questions
 from rubric_jax.stages.run import Interrupted, Run
 from rubric_jax.stages.schedule import fit
 from rubric_jax.stages.training import audit, export, score, train
 
-__all__ = ["Interrupted", "Run", "audit", "export", "fit", "score", "train"]
+__all__ = ["Interrupted", "Run", "audit", "export", "fit", "score", "train", "write_questions"]

@@ -178,7 +178,7 @@ def _rows(
         written: dict[str, Any] = {
             "id": f"{row.group}/{number}",
             "prompt": task.prompt,
-            "images": [_image(ref, root) for ref in task.images],
+            "images": [image(ref, root) for ref in task.images],
         }
         for name, text in row.branches.items():
             written[name] = _turn(task.prompt, text)
@@ -195,7 +195,8 @@ def _turn(prompt: str | list, text: str) -> str | list:
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
-def _image(ref: images.Ref, root: str) -> str:
+def image(ref: images.Ref, root: str) -> str:
+    """The path of a picture from `root`; one that came as bytes becomes a file below it."""
     if ref.path:
         return os.path.relpath(ref.path, root)
     # Pictures that came as bytes get files of their own beside the pairs.
