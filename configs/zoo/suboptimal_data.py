@@ -5,8 +5,8 @@
       --config.judging.judge.model=NAME --config.judging.judge.base_url=http://HOST:8000/v1
 
 One arm at a time by --config.objective.rwr.weight=1 --config.objective.rloo.weight=0 and so on:
-rwr has no negative gradient, rloo and grpo have; --config.train.epochs=4 uses the samples again;
-several rounds make them own ones. Offline arms: dpo and ipo of configs/zoo/insights.py, SFT as
+rwr has no negative gradient, rloo and grpo have. Every step samples; --config.online.updates=4 uses
+each batch of samples four times. Offline arms: dpo and ipo of configs/zoo/insights.py, SFT as
 configs/zoo/dpa.py.
 
 Ours: four samples, the rubric as reward.
@@ -19,7 +19,7 @@ METHOD = {
     "name": "Suboptimal on-policy data",
     "paper": "arXiv:2404.14367",
     "status": "partial",
-    "missing": "the bandits with a known reward; PPO",
+    "missing": "the bandits with a known reward; PPO's value function",
 }
 
 
@@ -35,11 +35,14 @@ def get_config():
     )
     config.data.branches = tuple(f"response_{k}" for k in range(4))
     config.sample.count = 4
-    config.pair.recipe = {"recipe": "listwise", "count": 4, "repeats": True, "finished": False}
+    config.pair.recipe = {"recipe": "group"}
     group = {"over": "response_*", "weights": [0.2] * 5}
     config.objective = {
         "rloo": {"weight": 1.0, **group},
         "rwr": {"weight": 0.0, **group, "temperature": 0.2},
-        "grpo": {"weight": 0.0, **group},
+        "grpo": {"weight": 0.0, **group, "behaviour": "sampler"},
     }
+    config.train.reference = "step"
+    config.online.updates = 1
+    config.rounds.count = 1
     return config

@@ -126,7 +126,9 @@ GIVEN: dict[str, Callable[[instructions.Instruction], Any]] = {
 
 
 def given(name: str) -> tuple[str, ...]:
-    """The arguments of a rule that come from the instruction."""
+    """The arguments of a rule that come from the instruction; none of what is no rule."""
+    if name not in RULES:
+        return ()
     return tuple(key for key in inspect.signature(RULES[name]).parameters if key in GIVEN)
 
 
@@ -136,7 +138,7 @@ def check(values: Mapping[str, Any]) -> None:
         raise ValueError(f"{values!r}; it must be such as {{'rule': 'answer'}}.")
     name, knobs_of = values.get("rule", ""), dict(values)
     later = knobs_of.pop(LATER, None)
-    known = given(name) if name in RULES else ()
+    known = given(name)
     if own := [key for key in known if key in knobs_of]:
         raise ValueError(f"rule {name!r}: {own[0]} comes from the instruction; leave it out.")
     stand_in = {key: "" if key == "right" else [] for key in known}

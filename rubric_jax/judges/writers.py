@@ -51,50 +51,60 @@ def from_rules(
     """Criteria for the judge `rules`; see its table for what the instructions must say.
 
     Args:
-      rules: by criterion {"rule": name, <knobs>}, and the criterion's text, kind, weight and axis
-        where they are not: the rule's name, essential, 1, the criterion's name.
-      otherwise: a template for instructions that do not say what the rules need; "" = an error.
+      rules: by criterion {"rule": name, <knobs>}, and the criterion's text, kind, weight, axis and
+        penalty where they are not: the rule's name, essential, 1, the criterion's name, false. One
+        without a rule is for another judge; it has a text, and a scale.
+      otherwise: a template whose criteria stand in where an instruction does not say what a rule
+        needs; "" = an error.
     """
     del axes  # checked with the config
     common = templates.load(otherwise) if otherwise else None
     for task in tasks:
-        lacking = _lacking(rules, task)
-        if lacking and common is None:
+        lacking = {ident: _lacking(given, task) for ident, given in rules.items()}
+        missing = next(filter(None, lacking.values()), "")
+        if missing and common is None:
             raise ValueError(
-                f"{task.where}: the rules need {lacking}, which the row does not say; add it, or "
+                f"{task.where}: the rules need {missing}, which the row does not say; add it, or "
                 "name a template for such instructions: config.pool.writer.otherwise."
             )
-        rubric = templates.apply(common, task.key) if lacking else _by_rules(rules, task)
+        kept = {ident: given for ident, given in rules.items() if not lacking[ident]}
+        more = common.criteria if missing else ()
+        rubric = _by_rules(kept, task.where, task.key, more, task)
         yield task, writer.Written(rubric, (), (), verdicts.Usage())
 
 
-def _lacking(spec: Mapping[str, Any], task: instructions.Instruction) -> str:
-    """What the rules need and the instruction does not say; "" = nothing."""
-    for given in spec.values():
-        for name in rules_lib.given(given["rule"]):
-            if rules_lib.GIVEN[name](task) in (None, ""):
-                return {"right": "answer"}.get(name, f"facts.{name}")
+def _lacking(given: Mapping[str, Any], task: instructions.Instruction) -> str:
+    """What a rule needs and the instruction does not say; "" = nothing."""
+    for name in rules_lib.given(given.get("rule", "")):
+        if rules_lib.GIVEN[name](task) in (None, ""):
+            return {"right": "answer"}.get(name, f"facts.{name}")
     return ""
 
 
-def _by_rules(spec: Mapping[str, Any], task: instructions.Instruction | None) -> records.Rubric:
-    """The rubric of an instruction; None: with nothing that is right, to look at its axes."""
+def _by_rules(
+    spec: Mapping[str, Any],
+    where: str,
+    key: str = "rules",
+    more: Sequence[records.Criterion] = (),
+    task: instructions.Instruction | None = None,
+) -> records.Rubric:
+    """The rubric of an instruction; without a task, what all of them have in common."""
     criteria = []
     for ident, given in spec.items():
-        check = {key: value for key, value in given.items() if key not in _ABOUT}
-        if task is not None:
-            check |= {name: rules_lib.GIVEN[name](task) for name in rules_lib.given(given["rule"])}
-        about = {"text": f"By the rule {given['rule']}.", "weight": 1, "axis": ident}
-        about |= {key: given[key] for key in _ABOUT if key in given}
-        criteria.append(
-            {"id": ident, "kind": "essential", "scale": "binary", **about, "check": check}
-        )
-    where = task.where if task else "config.pool.writer.rules"
-    value = {"key": task.key if task else "rules", "source": "rules", "criteria": criteria}
-    return records.parse(value, where=where)
+        about = {"kind": "essential", "weight": 1, "axis": ident}
+        if "rule" in given:
+            check = {name: value for name, value in given.items() if name not in _ABOUT}
+            if task is not None:
+                known = rules_lib.given(given["rule"])
+                check |= {name: rules_lib.GIVEN[name](task) for name in known}
+            about |= {"text": f"By the rule {given['rule']}.", "scale": "binary", "check": check}
+        own = {name: given[name] for name in _ABOUT if name in given}
+        criteria.append({"id": ident, **about, **own})
+    criteria += [criterion.model_dump() for criterion in more]
+    return records.parse({"key": key, "source": "rules", "criteria": criteria}, where=where)
 
 
-_ABOUT = ("text", "kind", "weight", "axis", "penalty")
+_ABOUT = ("text", "kind", "weight", "axis", "penalty", "scale", "levels")
 
 
 def from_server(
@@ -158,13 +168,19 @@ def _check_template(axes: Sequence[str], *, template: str) -> None:
 
 def _check_rules(axes: Sequence[str], *, rules: Mapping[str, Any], otherwise: str = "") -> None:
     for ident, given in rules.items():
-        try:
-            rules_lib.check({k: v for k, v in given.items() if k not in _ABOUT})
-        except ValueError as error:
-            raise ValueError(f"rules.{ident}: {error}") from error
-    _check_axes("it", records.axes_of([_by_rules(rules, None)]), axes)
-    if otherwise:
-        _check_template(axes, template=otherwise)
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                f"rules.{ident} is {given!r}; it must be such as {{'rule': 'answer'}}."
+            )
+        knobs = {name: value for name, value in given.items() if name not in _ABOUT}
+        if knobs or "text" not in given:
+            try:
+                rules_lib.check(knobs)
+            except ValueError as error:
+                raise ValueError(f"rules.{ident}: {error}") from error
+    common = templates.load(otherwise).criteria if otherwise else ()
+    found = _by_rules(rules, "config.pool.writer.rules", more=common)
+    _check_axes("it", records.axes_of([found]), axes)
 
 
 def _check_server(axes: Sequence[str], *, model, base_url, server=None, **knobs) -> None:

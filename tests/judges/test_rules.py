@@ -8,7 +8,7 @@ import pytest
 from rubric_jax import judges
 from rubric_jax.data import instructions
 from rubric_jax.judges import boxes, rules, verdicts, writers
-from rubric_jax.rubrics import records
+from rubric_jax.rubrics import records, templates
 
 CUP = {"bbox_2d": [0, 0, 2, 2], "label": "cup"}
 
@@ -149,8 +149,19 @@ def test_an_instruction_without_the_answer_needs_a_template(tmp_path):
         list(writers.build(SPEC)(found, ()))
     spec = {**SPEC, "otherwise": "general"}
     (_, first), (_, second) = writers.build(spec)(found, ())
-    assert first.rubric.source == "rules"
-    assert second.rubric.source == "template:general"
+    common = [c.id for c in templates.load("general").criteria]
+    assert [c.id for c in first.rubric.criteria] == ["right", "form"]
+    assert [c.id for c in second.rubric.criteria] == ["form", *common]  # needs no answer
+
+
+def test_a_criterion_without_a_rule_is_for_another_judge(tmp_path):
+    spec = {"writer": "rules", "rules": {"mark": {"text": "It is clear.", "scale": "1-5"}}}
+    writers.check(spec, ())
+    ((_, found),) = writers.build(spec)(tasks(tmp_path, {}), ())
+    (criterion,) = found.rubric.criteria
+    assert (criterion.scale, criterion.check, criterion.axis) == ("1-5", None, "mark")
+    with pytest.raises(ValueError, match=r"rules.mark: Unknown rule ''"):
+        writers.check({"writer": "rules", "rules": {"mark": {"scale": "1-5"}}}, ())
 
 
 def test_criteria_without_a_rule_go_to_the_other_judge(tmp_path, monkeypatch):

@@ -83,6 +83,7 @@ def case(
     trainable=((r".*", True),),
     reference="cache",
     contexts=None,
+    updates=0,
     **train,
 ):
     layout = types.Layout.of(branches)
@@ -93,6 +94,7 @@ def case(
         optimizer=dataclasses.replace(OPTIMIZER, trainable=trainable),
         train=config_lib.Train(accumulate=accumulate, reference=reference, **train),
         mesh=config_lib.Mesh(**dict(zip(sharding.AXES, mesh, strict=True))),
+        online=config_lib.Online(updates=updates),
     )
     setup = setup_lib.Setup(
         config=config,

@@ -86,7 +86,9 @@ class Bound:
         ref = np.full_like(delta, -1.0)
         labels = types.Labels(table, np.ones(1), np.zeros(1), np.zeros(1, np.int32))
         zeros = types.TokenKL(np.zeros_like(ref), np.zeros_like(ref))
-        return types.Logps(ref + delta, ref, mask, zeros, self.spans(zeros)), labels
+        return types.Logps(
+            ref + delta, ref, mask, zeros, self.spans(zeros), behaviour=ref + delta
+        ), labels
 
 
 def close(found, expected, tolerance=1e-6):
@@ -236,6 +238,10 @@ def harmo(values):
     close(found, [*expected, 0, 0, 0, 0])
     doubled = bound.slopes(*bound.ratios(np.zeros(4), [2.0, 0.0, 1.0, 0.0]))[0]
     close(doubled, 2 * found)
+    # Answer, format and length count alike: sums 3, 1, 2 and 2 - 0.5.
+    parts = [[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.5]]
+    expected = -np.array([1.125, -0.875, 0.125, -0.375]) / 4
+    close(bound.slopes(*bound.ratios(np.zeros(4), parts))[0, :4], expected)
 
 
 def sparsepo(values):
@@ -561,7 +567,7 @@ PROPERTIES = {
 # Their property is one of how data are made, or of a model, not of the loss.
 PLAIN = {
     11: "that a step alone is trained on: prompts are never in the mask (tests/data)",
-    14: "the Jaccard score of a critique: not here",
+    14: "the Jaccard score of a critique: tests/judges/test_rules.py",
     15: "sifting ten ranked samples: not here",
     16: "generation under masked image tokens: not here",
     21: "decoding with the experts' logits: not here",

@@ -46,7 +46,8 @@ def test_the_objective_fits_the_branches_and_the_docstring_has_the_command(name)
     schedule.check(config)
     doc = CONFIGS[name].__doc__
     assert f"--config=configs/zoo/{name}.py" in doc
-    assert objective.needs_kl == (config.train.reference == "step")
+    in_step = objective.needs_kl or (config.online.updates > 0 and objective.needs_reference)
+    assert in_step == (config.train.reference == "step")
     assert objective.needs_reference == (config.train.reference != "none")
 
 
@@ -99,11 +100,16 @@ def test_every_flag_of_the_docstring_is_a_field_that_it_can_set(name):
 def test_the_recipe_and_the_rubrics_of_a_pipeline_run_fit(name, tmp_path):
     values = CONFIGS[name].get_config()
     values.pool.path = "instructions.jsonl"
-    values.judging.judge.update({"model": "judge", "base_url": "http://localhost:8000/v1"})
+    server = values.judging.judge.get("otherwise") or values.judging.judge
+    if server.get("judge") == "openai":
+        server.update({"model": "judge", "base_url": "http://localhost:8000/v1"})
     config = config_lib.build(values)
     stages.Run(config, str(tmp_path)).check()
-    assert recipes.layout(config.pair.recipe, config.sample.count) == config.data.branches
-    templates.load(config.pool.writer["template"], axes=config.data.axes)
+    made = recipes.layout(config.pair.recipe, config.sample.count)
+    columns = ("chosen", "rejected") if config.online.updates and not config.data.axes else ()
+    assert (*columns, *made) == config.data.branches
+    if config.pool.writer["writer"] == "template" and config.judging.judge:
+        templates.load(config.pool.writer["template"], axes=config.data.axes)
 
 
 def test_every_config_has_a_property():
@@ -122,6 +128,7 @@ CASES = {}  # compiled steps: configs whose objectives differ in numbers alone s
 def compiled(config, objective):
     static = [(t.entry, t.name, t.static, t.modifiers) for t in objective.terms]
     parts = (config.data.branches, config.optimizer.trainable, config.train.reference)
+    parts += (config.online.updates,)
     key = repr((static, *parts, len(config.data.axes)))
     if key not in CASES:
         CASES[key] = steps.case(
@@ -130,6 +137,7 @@ def compiled(config, objective):
             axes=config.data.axes or ("a",),
             trainable=config.optimizer.trainable,
             reference=config.train.reference,
+            updates=config.online.updates,
         )
     return CASES[key]
 
@@ -144,6 +152,8 @@ def test_two_steps_are_finite_and_move_what_is_trainable(name):
     batch = steps.batch(case, rows=2, ref=config.train.reference == "cache")
     if objective.spans:
         batch = batch._replace(spans={name: 2.0 * batch.mask for name in objective.spans})
+    if config.online.updates:
+        batch = batch._replace(behaviour=-np.ones_like(batch.mask))
     state = case.start()
     before = paths.flatten(jax.device_get(state.params))
     for _ in range(2):
