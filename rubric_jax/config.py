@@ -40,6 +40,9 @@ class Model:
         "full"  # none: keep activations; dots: keep matmul results; full: keep layer inputs
     )
     logps_chunk: int = 128  # response positions per instance whose logits exist at a time
+    # Small modules on hidden states, trained with the model and read by terms:
+    # {name: {head: kind, <knobs>}}, see models/heads.py
+    heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

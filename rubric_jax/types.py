@@ -33,6 +33,10 @@ Branch = Annotated[int, "branch"]  # given by name, read as its index in the lay
 Branches = Annotated[tuple[int, ...], "branches"]  # a list of names or a pattern, as indices
 # Given by axis name or in order, read as float32 [A]; "prompt" reads Labels.preference [B, A].
 PerAxis = Annotated[Array, "axes"]
+# The name of a head of config.model.heads, and what it must give (see `HeadShape`).
+BranchHead = Annotated[str, "branch"]
+TokenHead = Annotated[str, "token"]
+Table = Annotated[str, "table"]
 
 CLEAN = "clean"
 OUTSIDE = -1.0  # in place of a weight: the token stands in no span
@@ -131,6 +135,20 @@ class TokenKL(NamedTuple):
     reverse: Array  # float32 [B, N, T] in nats, KL(policy || reference)
 
 
+class HeadShape(NamedTuple):
+    """What a head gives, known before anything runs.
+
+    branch  float32 [B, N, H]     one vector per branch: of its response, or of its prompt
+    token   float32 [B, N, T, H]  one per response token
+    table   float32 [R, H]        parameters of their own, whatever the batch
+    """
+
+    of: str  # branch, token or table
+    outputs: int  # H
+    rows: int = 0  # R of a table
+    reference: bool = False  # read from the reference's hidden states, without gradient into them
+
+
 class Logps(NamedTuple):
     """Token log-probabilities of every branch; what objectives read."""
 
@@ -143,6 +161,7 @@ class Logps(NamedTuple):
     # whose tokens all weigh 0 is there nevertheless: only the mask says what is absent.
     weights: Array | None = None
     behaviour: Array | None = None  # float32 [B, N, T] in nats, of the policy that sampled
+    heads: Mapping[str, Array] | None = None  # {head: see HeadShape}, those that a term reads
 
     @property
     def counted(self) -> Array:

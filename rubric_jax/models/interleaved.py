@@ -135,8 +135,16 @@ def ignored(text: decoder.Config) -> tuple[tuple[str, str], ...]:
     )
 
 
-def hidden(parts: Parts, dtype, remat: str, params, batch: types.Batch, layout: types.Layout):
-    """The states that predict each response token: [B, N, T, D]."""
+def hidden(
+    parts: Parts,
+    dtype,
+    remat: str,
+    params,
+    batch: types.Batch,
+    layout: types.Layout,
+    last: bool = False,
+):
+    """The states that predict each response token, [B, N, T, D]; `last`: see rows.unpack."""
     model = decoder.Decoder(parts.decoder, dtype, remat, attention.tree)
     own = {"params": params["decoder"]}
     prompts = _prompts(parts, dtype, remat, params, batch)
@@ -147,7 +155,7 @@ def hidden(parts: Parts, dtype, remat: str, params, batch: types.Batch, layout: 
     where = rows.positions(lengths, prefix, (x.shape[1] - prefix) // length, length)
     index = batch.media["index"].reshape(-1, prefix)
     x, _ = model.apply(own, x, None, _tables(parts, where, lengths, index, length))
-    return rows.unpack(x, batch.prompt_lengths, prefix, layout)
+    return rows.unpack(x, batch.prompt_lengths, prefix, layout, last)
 
 
 def unembed(parts: Parts, dtype, params) -> Array:

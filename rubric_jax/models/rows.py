@@ -36,20 +36,24 @@ def pack(prompts: Array, responses: Array, layout: types.Layout) -> Array:
     return rows.reshape(batch * contexts, -1, width)
 
 
-def unpack(rows: Array, lengths: Array, prefix: int, layout: types.Layout) -> Array:
+def unpack(
+    rows: Array, lengths: Array, prefix: int, layout: types.Layout, last: bool = False
+) -> Array:
     """Hidden states [B*M, S, D] -> the states that predict each response token, [B, N, T, D].
 
     Token 0 of a branch is predicted at the last real token of its prefix, token t at token t - 1.
+    With `last` the state at the last token, which predicts none of them, stands behind: T + 1.
     """
     batch, contexts = lengths.shape
     table = slots(layout)
     rows = rows.reshape(batch, contexts, *rows.shape[1:])
-    last = jnp.maximum(lengths - 1, 0)[:, :, None, None]
-    first = jnp.take_along_axis(rows, last, axis=2)  # [B, M, 1, D]
+    end = jnp.maximum(lengths - 1, 0)[:, :, None, None]
+    first = jnp.take_along_axis(rows, end, axis=2)  # [B, M, 1, D]
     own = rows[:, :, prefix:].reshape(batch, contexts, table.shape[1], -1, rows.shape[-1])
     context = np.array(layout.context_of)
     slot = np.array([layout.branches_of(m).index(n) for n, m in enumerate(layout.context_of)])
-    return jnp.concatenate([first[:, context], own[:, context, slot, :-1]], axis=2)
+    own = own[:, context, slot]  # [B, N, T, D]
+    return jnp.concatenate([first[:, context], own if last else own[:, :, :-1]], axis=2)
 
 
 def positions(lengths: Array, prefix: int, branches: int, length: int) -> Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rubric_jax import paths, types
+from rubric_jax.models import head_files
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.models import weights as weights_lib
 
@@ -57,8 +58,9 @@ def write(
 ) -> int:
     """Writes the soup of Hugging Face directories as another; returns the number of tensors.
 
-    Names, dtypes, tokenizer and processor are those of the first member. Host memory holds three
-    times the parameters in float32.
+    Names, dtypes, tokenizer and processor are those of the first member. Heads are averaged too;
+    where a member lacks them, those of the first are copied. Host memory holds three times the
+    parameters in float32.
 
     Args:
       directory: made if needed.
@@ -73,7 +75,13 @@ def write(
         weights_lib.load(member, vlm.weights, shapes, dtype=jnp.float32, shardings=places)
         for member in members
     )
-    return weights_lib.write(directory, soup(read, weights), vlm.weights, source=members[0])
+    written = weights_lib.write(directory, soup(read, weights), vlm.weights, source=members[0])
+    spec = head_files.saved(members[0])
+    if spec:
+        heads = [head_files.tensors(member) for member in members]
+        alike = all(head_files.saved(member) == spec for member in members)
+        head_files.write(directory, soup(heads, weights) if alike else heads[0], spec)
+    return written
 
 
 def _times(tree: types.Params, weight: float) -> types.Params:

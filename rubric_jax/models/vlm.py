@@ -22,8 +22,9 @@ class VLM(NamedTuple):
 
     config: Any  # frozen; equal for checkpoints that compute the same function of their parameters
     init: Callable[[jax.Array], Params]  # random parameters from a key
-    # The states that predict each response token: (params, batch, layout) -> [B, N, T, D].
-    hidden: Callable[[Params, types.Batch, types.Layout], Array]
+    # The states that predict each response token: (params, batch, layout) -> [B, N, T, D]. With a
+    # further argument True also the state at the last token, behind them: [B, N, T + 1, D].
+    hidden: Callable[..., Array]
     unembed: Callable[[Params], Array]  # -> [D, V]
     # Reads the prefixes of a batch's first context and makes room for `length` tokens of each of
     # `branches` continuations: (params, batch, branches, length) -> (state [B, D], cache).
@@ -42,3 +43,4 @@ class VLM(NamedTuple):
     vocab: int
     # Logits are cap * tanh(states @ unembed / cap); 0 = states @ unembed.
     logit_cap: float = 0.0
+    heads: tuple = ()  # (name, heads.Head) of what reads the states besides the unembedding

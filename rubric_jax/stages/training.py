@@ -14,7 +14,8 @@ import numpy as np
 from rubric_jax import checkpoint, models
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit as audit_lib
-from rubric_jax.models import weights
+from rubric_jax.models import head_files, weights
+from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import loop, memory, passes
 from rubric_jax.train import setup as setup_lib
 
@@ -49,8 +50,9 @@ def train(config: config_lib.Config, workdir: str) -> loop.Outcome:
 def score(config: config_lib.Config, out: str, workdir: str | None) -> dict[str, np.ndarray]:
     """Writes log-probabilities of every branch of every row to an .npz file.
 
-    Keys: ids, branches, logps float32 [rows, N, T] (nats), mask, sums [rows, N]; rows in the order
-    of the input, without those that were dropped (ids tell, and the count is printed).
+    Keys: ids, branches, logps float32 [rows, N, T] (nats), mask, sums [rows, N], and
+    heads/<name> [rows, N, H] of a model with heads; rows in the order of the input, without those
+    that were dropped (ids tell, and the count is printed).
     """
     setup = setup_lib.build(config)
     with _cache(config, workdir) as cache:
@@ -86,12 +88,16 @@ def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str 
     config = config_lib.build(json.loads(file.read_text()))
     directory = models.directory(config.model.checkpoint)
     vlm = models.build(config.model.family, directory)
+    heads = head_files.of_checkpoint(directory, config.model.heads)
     params = checkpoint.params(workdir, step)  # a collective when several processes run
     if jax.process_index():
         return
     with checkpoint.disk_errors(out):
+        params, own = heads_lib.split(params)
         written = weights.write(out, params, vlm.weights, source=directory, dtype=dtype)
-    print(f"{out}: {written} tensors, with config, tokenizer and processor", file=sys.stderr)
+        head_files.write(out, own, heads)
+    also = f", and the heads {', '.join(heads)}" if heads else ""
+    print(f"{out}: {written} tensors, with config, tokenizer and processor{also}", file=sys.stderr)
 
 
 def hand_on(workdir: str, out: str, *, dtype: str | None = None) -> None:

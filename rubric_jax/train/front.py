@@ -35,7 +35,8 @@ import tqdm
 from rubric_jax import checkpoint, metrics, objectives, paths, sharding, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import loading
-from rubric_jax.models import weights
+from rubric_jax.models import head_files, weights
+from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import loop, optimizer, passes
 from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
@@ -239,7 +240,10 @@ def _write(setup: setup_lib.Setup, params: Params, folder: pathlib.Path) -> None
     if setup.is_writer:
         part = folder.with_name("policy.part")
         with checkpoint.disk_errors(str(folder)):
+            host, heads = heads_lib.split(host)
             weights.write(part, host, setup.vlm.weights, source=setup.directory)
+            spec = head_files.of_checkpoint(setup.directory, setup.config.model.heads)
+            head_files.write(part, heads, spec)
             os.replace(part, folder)
     setup_lib.barrier()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -13,33 +15,36 @@ from rubric_jax import sharding, types
 from rubric_jax.data import loading, references
 from rubric_jax.models import weights
 from rubric_jax.train import setup as setup_lib
+from rubric_jax.train import step as step_lib
 
 
-def logps(
+def values(
     setup: setup_lib.Setup,
     params: types.Params,
     data: loading.Source,
     plan: loading.Plan,
     *,
+    function: Callable = step_lib.branch_logps,
     wanted: Callable[[np.ndarray], bool] = lambda rows: True,
     title: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (rows int64 [b], log-probabilities float32 [b, N, T]) per batch, on every process.
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yields (rows int64 [b], a tree of [b, ...]) per batch, on every process.
 
     Args:
+      function: (task, params, batch) -> the tree; log-probabilities float32 [b, N, T] by default.
       wanted: of a batch's rows (-1 = padding), whether to compute it; others are not even loaded.
     """
-    function = setup_lib.logps_function(setup)
+    function = setup_lib.pass_function(setup, function)
     steps = [step for step in range(plan.steps_per_epoch) if wanted(plan(step)[1])]
     bar = tqdm.tqdm(total=len(steps), desc=title, unit=" batches", disable=not setup.is_writer)
     for start, stop in runs(steps):
         for batch, _ in setup_lib.batches(setup, data, plan, start=start, stop=stop):
             placed = sharding.put_batch(batch._replace(ref_logps=None), setup.mesh)
-            values = sharding.to_host(function(params, placed))
+            found = sharding.to_host(function(params, placed))
             rows = plan(start)[1]  # of all processes
             start += 1
             bar.update()
-            yield rows[rows >= 0], values[rows >= 0]
+            yield rows[rows >= 0], jax.tree.map(lambda x, real=rows >= 0: x[real], found)
     bar.close()
 
 
@@ -83,12 +88,12 @@ def fill_references(
     def wanted(rows: np.ndarray) -> bool:
         return not missing.isdisjoint(data.prepared.keys(rows[rows >= 0]))
 
-    found = logps(setup, load(), data, plan, wanted=wanted, title="reference log-probabilities")
-    for rows, values in found:
+    title = "reference log-probabilities"
+    for rows, logps in values(setup, load(), data, plan, wanted=wanted, title=title):
         if setup.is_writer:
             keys = data.prepared.keys(rows)
             lengths = data.index["response_lengths"][rows].reshape(-1)
-            flat = values.reshape(len(rows) * branches, -1)
+            flat = logps.reshape(len(rows) * branches, -1)
             new = {k: v[:n] for k, v, n in zip(keys, flat, lengths, strict=True) if k in missing}
             store.put(new.items())
             missing -= new.keys()
@@ -102,21 +107,32 @@ def score(
     """Log-probabilities of every kept row in the order of the input, ready for `np.savez`.
 
     Returns `ids` str [R], `branches` str [N], `logps` float32 [R, N, T] in nats, `mask` float32
-    [R, N, T] and `sums` float32 [R, N]; T is the longest response of the data.
+    [R, N, T] and `sums` float32 [R, N]; T is the longest response of the data. Of a model with
+    heads also `heads/<name>` float32 [R, N, H] of each head per branch.
     """
     lengths = data.index["response_lengths"]  # [R, N]
     mask = (np.arange(lengths.max()) < lengths[..., None]).astype(np.float32)
     table = np.zeros(mask.shape, np.float32)
     plan = setup_lib.plan(setup, data, shuffle=False)
-    for rows, values in logps(setup, params, data, plan, title="score"):
-        width = min(values.shape[-1], table.shape[-1])  # batches are padded beyond the longest
-        table[rows, :, :width] = values[..., :width]
+    heads = {
+        f"heads/{name}": np.zeros((*lengths.shape, head.shape.outputs), np.float32)
+        for name, head in setup.vlm.heads
+        if head.shape.of == "branch"
+    }
+    function = step_lib.branch_scores
+    for rows, found in values(setup, params, data, plan, function=function, title="score"):
+        logps = found["logps"]
+        width = min(logps.shape[-1], table.shape[-1])  # batches are padded beyond the longest
+        table[rows, :, :width] = logps[..., :width]
+        for name, scores in heads.items():
+            scores[rows] = found[name]
     return {
         "ids": data.index["id"],
         "branches": np.array(setup.layout.branches),
         "logps": table,
         "mask": mask,
         "sums": (table * mask).sum(axis=-1, dtype=np.float64).astype(np.float32),
+        **heads,
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rubric_jax import config as config_lib
 from rubric_jax import objectives, sharding, types
+from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import loop
 from rubric_jax.train import setup as setup_lib
 from tests import toys
@@ -50,7 +51,11 @@ class Case:
             return state._replace(ref=self.params(seed)) if moves else state
 
     def params(self, seed=0):
-        return jax.device_put(_initial(seed), self.setup.placement[0])
+        params = _initial(seed)
+        if self.setup.vlm.heads:
+            own = heads_lib.init(self.setup.vlm.heads, jax.random.key(seed), 32)
+            params = {**params, heads_lib.FOLDER: own}
+        return jax.device_put(params, self.setup.placement[0])
 
     def step(self, state, batch, *, knobs=None, ref_params=None):
         knobs = self.objective.knobs if knobs is None else knobs
@@ -84,11 +89,12 @@ def case(
     reference="cache",
     contexts=None,
     updates=0,
+    heads=None,
     **train,
 ):
     layout = types.Layout.of(branches)
     config = config_lib.Config(
-        model=config_lib.Model(dtype=dtype, remat=remat, logps_chunk=6),
+        model=config_lib.Model(dtype=dtype, remat=remat, logps_chunk=6, heads=heads or {}),
         data=config_lib.Data(branches=branches, axes=axes, contexts=contexts or {}),
         objective=spec,
         optimizer=dataclasses.replace(OPTIMIZER, trainable=trainable),
@@ -99,7 +105,7 @@ def case(
     setup = setup_lib.Setup(
         config=config,
         directory=pathlib.Path(),
-        vlm=toys.llava.build(toys.HF, dtype=dtype, remat=remat),
+        vlm=heads_lib.attach(toys.llava.build(toys.HF, dtype=dtype, remat=remat), heads or {}),
         processor=Processor(),
         layout=layout,
         mesh=sharding.make(config.mesh, jax.devices()[: int(np.prod(mesh))]),
