@@ -45,8 +45,10 @@ from rubric_jax.objectives import (
     sides,
     soft,
 )
+from rubric_jax.objectives import heads as head_terms
 
 pair_metrics = metrics.pair_metrics
+_NO_HEADS: Mapping[str, types.HeadShape] = {}
 
 
 class State(NamedTuple):
@@ -92,6 +94,7 @@ OBJECTIVES = {
     # The whole distribution over the next token.
     "token_kl": divergence.token_kl,
     "tdpo": divergence.tdpo,
+    "sparsepo": divergence.sparsepo,
     # Reward vectors.
     "modpo": modpo.modpo,
     "modpo_hinge": modpo.modpo_hinge,
@@ -112,27 +115,33 @@ OBJECTIVES = {
     "papo": groups.papo,
     "rwr": groups.rwr,
     "reverse_kl": groups.reverse_kl,
+    # Scores of heads.
+    "bt": head_terms.bt,
+    "bt_mixture": head_terms.bt_mixture,
+    "bt_user": head_terms.bt_user,
+    "regression": head_terms.regression,
+    "degree": head_terms.degree,
 }
 STATES = {"bco": State(bco.init, bco.update)}
 # These never read logps.ref.
 WITHOUT_REFERENCE = frozenset(
     {"nll", "logistic_nll", "simpo", "simpo_hinge", "orpo", "cpo", "pro", "rloo", "rwr"}
-    | {"token_kl"}
+    | {"token_kl", "bt", "bt_mixture", "bt_user", "regression", "degree"}
 )
 # These read logps.kl, which takes the reference itself (config.train.reference = "step").
-READS_KL = frozenset({"token_kl", "tdpo"})
+READS_KL = frozenset({"token_kl", "tdpo", "sparsepo"})
 # These read labels.rewards.
 READS_REWARDS = frozenset(
     {"modpo", "modpo_hinge", "modpo_rotation", "soft", "squared", "smpo"}
     | {"plackett_luce", "pro", "listnet", "ranknet", "ranklist", "lambda_rank"}
-    | {"rloo", "grpo", "papo", "rwr"}
+    | {"rloo", "grpo", "papo", "rwr", "regression"}
 )
 # These read labels.axis.
-READS_AXIS = frozenset({"modpo", "modpo_hinge"})
+READS_AXIS = frozenset({"modpo", "modpo_hinge", "bt_user"})
 # These read labels.margin.
 READS_MARGIN = frozenset(
     {"dpo", "sigmoid_norm", "hinge", "robust", "exo_pair", "discopop", "dpop", "flex_dpo"}
-    | {"clipped_dpo", "simpo", "simpo_hinge", "cpo", "soft"}
+    | {"clipped_dpo", "simpo", "simpo_hinge", "cpo", "soft", "bt"}
 )
 # What only the data can show: (labels, **traced knobs) -> None or ValueError, on the host.
 CHECKS = {"modpo": modpo.check, "modpo_hinge": modpo.check}
@@ -146,6 +155,21 @@ class Term:
     name: str  # of the function in OBJECTIVES
     static: Mapping[str, Any]  # branch indices and choices
     modifiers: Mapping[str, Mapping[str, Any]]  # {name: its static knobs}, in order
+
+    @property
+    def heads(self) -> frozenset[str]:
+        """The heads that the term or something around it reads."""
+        around = (
+            binding.named_heads(modifiers.MODIFIERS[name], static)
+            for name, static in self.modifiers.items()
+        )
+        own = binding.named_heads(OBJECTIVES[self.name], self.static)
+        return frozenset(name for named in (own, *around) for name in named.values())
+
+    @property
+    def needs_reference(self) -> bool:
+        around = modifiers.WITHOUT_REFERENCE.isdisjoint(self.modifiers)
+        return around and self.name not in WITHOUT_REFERENCE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +186,7 @@ class Objective:
 
     @property
     def needs_reference(self) -> bool:
-        return self.needs_kl or any(term.name not in WITHOUT_REFERENCE for term in self.terms)
+        return self.needs_kl or any(term.needs_reference for term in self.terms)
 
     @property
     def needs_kl(self) -> bool:
@@ -172,6 +196,11 @@ class Objective:
     def behaviours(self) -> dict[str, str]:
         """{entry: who sampled its responses} of the terms that ask (see groups.grpo)."""
         return {t.entry: t.static["behaviour"] for t in self.terms if "behaviour" in t.static}
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads that the terms read."""
+        return tuple(sorted(frozenset().union(*(term.heads for term in self.terms))))
 
     @property
     def needs_rewards(self) -> bool:
@@ -244,7 +273,9 @@ class Objective:
             logged |= {f"{term.entry}/{name}": value for name, value in reported.items()}
             if "rewards/chosen" not in logged and {"win", "lose", "beta"} <= values.keys():
                 pair = {k: values[k] for k in ("win", "lose", "beta")}
-                logged |= pair_metrics(logps, labels, **pair, axes=self.axes)
+                # As the data have it; but where no log-ratio is read, of what is in its place.
+                read = logps if term.needs_reference or not term.heads else seen[0]
+                logged |= pair_metrics(read, labels, **pair, axes=self.axes)
         return labels.weight * total, logged, state
 
 
@@ -261,10 +292,14 @@ def _modified(term: Term, knobs: Mapping, logps: types.Logps, labels: types.Labe
 
 
 def build(
-    spec: Mapping[str, Mapping[str, Any]], layout: types.Layout, axes: tuple[str, ...] = ()
+    spec: Mapping[str, Mapping[str, Any]],
+    layout: types.Layout,
+    axes: tuple[str, ...] = (),
+    heads: Mapping[str, types.HeadShape] = _NO_HEADS,
 ) -> Objective:
     """The objective of a config: {entry: {"term": the entry's name, "weight": 1.0, **knobs}},
-    and "with": {modifier: knobs} where something goes around the term.
+    and "with": {modifier: knobs} where something goes around the term. heads: what
+    config.model.heads gives, by name.
 
     Raises ValueError, naming config.objective.<entry>.<knob>, on an unknown term, knob, branch or
     axis (with the nearest match), a missing knob, or a number out of range.
@@ -283,16 +318,29 @@ def build(
         name, weight = values.pop("term", entry), values.pop("weight", 1.0)
         around = values.pop("with", {})
         term = config.bind(OBJECTIVES, name, values, what=f"{where}: term")
-        static, traced = binding.resolve(term, values, where=where, layout=layout, axes=axes)
+        known = {"layout": layout, "axes": axes, "heads": heads}
+        static, traced = _resolve(name, term, values, where, known)
         knobs[entry] = {"weight": binding.number(weight, "weight", f"{where}.weight"), **traced}
-        outer, outer_traced = _bind_modifiers(around, name, values, where, layout, axes)
+        outer, outer_traced = _bind_modifiers(around, name, values, where, known)
         if outer:
             knobs[entry]["with"] = outer_traced
         terms.append(Term(entry=entry, name=name, static=static, modifiers=outer))
     return Objective(terms=tuple(terms), knobs=knobs, axes=tuple(axes))
 
 
-def _bind_modifiers(around, term, values, where, layout, axes):
+def _resolve(name, function, values, where, known):
+    """(static knobs, traced knobs), and ValueError where a head does not suit."""
+    static, traced = binding.resolve(function, values, where=where, **known)
+    shapes = {
+        knob: known["heads"][head] for knob, head in binding.named_heads(function, static).items()
+    }
+    wrong = head_terms.fits(name, shapes, static, known["axes"]) if shapes else ""
+    if wrong:
+        raise ValueError(f"{where}: {wrong} Set outputs in config.model.heads.")
+    return static, traced
+
+
+def _bind_modifiers(around, term, values, where, known):
     """({modifier: static knobs}, {modifier: traced knobs}) of an entry's "with"."""
     if not isinstance(around, Mapping):
         raise ValueError(f"{where}.with is {around!r}; it must map modifiers to their knobs.")
@@ -315,7 +363,5 @@ def _bind_modifiers(around, term, values, where, layout, axes):
             )
         given = {**given, **sides_of_term}
         modifier = config.bind(table, name, given, what=f"{where}.with: modifier")
-        static[name], traced[name] = binding.resolve(
-            modifier, given, where=here, layout=layout, axes=axes
-        )
+        static[name], traced[name] = _resolve(name, modifier, given, here, known)
     return static, traced

@@ -9,6 +9,7 @@ A term's signature says how each knob is read:
   float             0.1                                float32 [], traced: a sweep compiles once
   types.PerAxis     {"grounding": 0.3, ...} or list    float32 [A], traced
                     "prompt" (for `weights` alone)     Labels.preference, float32 [B, A]
+  types.BranchHead  "reward", of config.model.heads    its name, static; TokenHead and Table alike
   Literal[...]      one of the values                  the value, static
   bool, int, str    itself                             itself, static
 """
@@ -26,11 +27,17 @@ import numpy as np
 
 from rubric_jax import config, types
 
+HEADS = (types.BranchHead, types.TokenHead, types.Table)
+
 # A knob's name means the same in every term, and so does its range.
 RANGES = {
     "weight": (">= 0", lambda value: value >= 0),
     "weights": (">= 0", lambda value: value >= 0),
     "beta": ("> 0", lambda value: value > 0),
+    "center": (">= 0", lambda value: value >= 0),
+    "entropy": (">= 0", lambda value: value >= 0),
+    "l1": (">= 0", lambda value: value >= 0),
+    "l1_kl": (">= 0", lambda value: value >= 0),
     "beta_lose": (">= 0", lambda value: value >= 0),
     "beta_kl": (">= 0", lambda value: value >= 0),
     "clip": ("in (0, 1)", lambda value: 0 < value < 1),
@@ -67,6 +74,7 @@ def resolve(
     where: str,
     layout: types.Layout,
     axes: tuple[str, ...],
+    heads: Mapping[str, types.HeadShape],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(static knobs, traced knobs) of one term, defaults filled in; `where` names it in errors."""
     static, traced, branches = {}, {}, {}
@@ -87,6 +95,8 @@ def resolve(
             branches[static[knob]] = knob
         elif hint == types.Branches:
             static[knob] = several(value, layout, here)
+        elif hint in HEADS:
+            static[knob] = head(value, hint, heads, here)
         elif hint is float:
             traced[knob] = number(value, knob, here)
         elif hint == types.PerAxis and knob == "weights" and isinstance(value, str):
@@ -150,6 +160,33 @@ def several(value: Any, layout: types.Layout, where: str) -> tuple[int, ...]:
             f"{where} is {found}; a list needs at least two of {', '.join(layout.branches)}."
         )
     return indices
+
+
+def named_heads(term: Callable, static: Mapping[str, Any]) -> dict[str, str]:
+    """{knob: head} of a term's static knobs."""
+    parameters = inspect.signature(term, eval_str=True).parameters
+    return {knob: name for knob, name in static.items() if parameters[knob].annotation in HEADS}
+
+
+def head(value: Any, hint: Any, heads: Mapping[str, types.HeadShape], where: str) -> str:
+    """The name of a head that gives what the term reads."""
+    wanted = hint.__metadata__[0]
+    if not heads:
+        raise ValueError(
+            f"{where} is {value!r}, but there are no heads; name them in config.model.heads, such "
+            'as {"reward": {"head": "last"}}.'
+        )
+    if value not in heads:
+        raise ValueError(
+            f"{where} is {value!r}; it must be {config.one_of(value, heads)} config.model.heads "
+            "lists them."
+        )
+    if heads[value].of != wanted:
+        raise ValueError(
+            f"{where} is {value!r}, which gives one vector per {heads[value].of}; the term reads "
+            f"one per {wanted}. See models/heads.py for the kinds of heads."
+        )
+    return value
 
 
 def number(value: Any, knob: str, where: str) -> np.ndarray:

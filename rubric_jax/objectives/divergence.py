@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rubric_jax import types
 from rubric_jax.objectives import scores
@@ -83,6 +84,60 @@ def tdpo(
     logit = beta * (gap - alpha * (kl_lose - held))
     return scores.silent(
         present, -jax.nn.log_sigmoid(logit), logit=logit, kl_win=kl_win, kl_lose=kl_lose
+    )
+
+
+def sparsepo(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    win: types.Branch,
+    lose: types.Branch,
+    beta: float,
+    mask: types.TokenHead,
+    kl_mask: types.TokenHead,
+    l1: float = 0.0,
+    l1_kl: float = 0.0,
+):
+    """Token-level DPO that learns which tokens' log-ratios count, and which tokens' divergences.
+
+    u    = sum_t m_t (log-ratio)_t of win - the same of lose
+    d    = sum_t k_t KL(reference || policy)_t of lose - the same of win
+    loss = -log sigmoid(beta (u - d)) + l1 (sum_t m_t) + l1_kl (sum_t k_t), over both sides
+
+    Christopoulou et al., arXiv:2410.05102. Masks of 1 make it `tdpo` with alpha 1, not detached;
+    further k of 0 make it `dpo`. With one head for both (the paper's common mask) the L1 parts add
+    up, so halve them.
+
+    Args:
+      logps: log-probabilities, masks and divergences [B, N, T] of the layout's branches, in nats;
+        heads {name: [B, N, T, 1]}, >= 0.
+      labels: not read.
+      win, lose: indices of the two branches.
+      beta: strength of the pull towards the reference, > 0.
+      mask, kl_mask: names of the heads m and k.
+      l1, l1_kl: >= 0.
+
+    Returns:
+      loss [B] in nats, 0 where a branch is absent; metrics, each [B].
+    """
+    del labels
+    both = np.array([win, lose])
+    weight = logps.mask[:, both]  # [B, 2, T]
+    real = (weight != 0).astype(weight.dtype)
+    m, k = (logps.heads[name][..., 0][:, both] * real for name in (mask, kl_mask))
+    ratios = jnp.sum(m * weight * (logps.policy - logps.ref)[:, both], axis=-1)  # [B, 2]
+    divergences = jnp.sum(k * weight * logps.kl.forward[:, both], axis=-1)
+    u, d = ratios[:, 0] - ratios[:, 1], divergences[:, 1] - divergences[:, 0]
+    logit = beta * (u - d)
+    size, kl_size = jnp.sum(m, axis=(1, 2)), jnp.sum(k, axis=(1, 2))
+    tokens = jnp.maximum(jnp.sum(real, axis=(1, 2)), 1.0)
+    return scores.silent(
+        logps.present(win, lose),
+        -jax.nn.log_sigmoid(logit) + l1 * size + l1_kl * kl_size,
+        logit=logit,
+        mask=size / tokens,
+        kl_mask=kl_size / tokens,
     )
 
 

@@ -7,6 +7,7 @@ A view changes what the term sees, in the order of the config; it returns (logps
   reward_margin  a margin in proportion to the reward gap (ODPO)
   gated_margin   the same, where additional axes count only if every essential one passes
   length_margin  a margin against the longer response (R-DPO)
+  by_head        scores of a head in place of log-ratios: the term trains a reward model
 
 A factor multiplies the term's loss [B]; it sees the data as they are and has no gradient:
 
@@ -153,6 +154,22 @@ def length_margin(
     return logps, labels._replace(margin=labels.margin - gap)
 
 
+def by_head(logps: types.Logps, labels: types.Labels, *, head: types.BranchHead):
+    """Lets a head's score stand for every branch's log-ratio: `dpo` with beta 1 is then `bt`.
+
+    Works around terms that read log-ratios or summed log-probabilities of whole branches: the
+    score stands at the first token, all else is 0. The reference is not read.
+
+    Args:
+      head: of one output.
+    """
+    real = logps.mask != 0
+    first = real & (jnp.cumsum(real, axis=-1) == 1)  # [B, N, T]
+    score = logps.heads[head] * first  # [B, N, 1] at the first token
+    weight = jnp.where(first, logps.mask, 1.0)
+    return logps._replace(policy=score / weight, ref=jnp.zeros_like(score)), labels
+
+
 def wpo(
     logps: types.Logps,
     labels: types.Labels,
@@ -217,6 +234,7 @@ VIEWS = {
     "reward_margin": reward_margin,
     "gated_margin": gated_margin,
     "length_margin": length_margin,
+    "by_head": by_head,
 }
 FACTORS = {"wpo": wpo, "axis_weight": axis_weight, "consistent": consistent}
 MODIFIERS = VIEWS | FACTORS
@@ -225,3 +243,5 @@ ADDS_MARGIN = frozenset({"reward_margin", "gated_margin", "length_margin"})
 CHECKS = {"axis_weight": check_axis}
 READS_REWARDS = frozenset({"reward_margin", "gated_margin", "consistent"})
 READS_AXIS = frozenset({"axis_weight"})
+# With these a term reads no log-probability of the reference.
+WITHOUT_REFERENCE = frozenset({"by_head"})

@@ -26,8 +26,9 @@ from rubric_jax.data import (
     rated,
     spans,
 )
+from rubric_jax.models import head_files, weights
+from rubric_jax.models import heads as heads_lib
 from rubric_jax.models import vlm as vlm_lib
-from rubric_jax.models import weights
 from rubric_jax.train import step as step_lib
 
 
@@ -66,10 +67,12 @@ def build(config: config_lib.Config) -> Setup:
     sharding.initialize(config.mesh)
     directory = models.directory(config.model.checkpoint)
     model = config.model
+    heads = head_files.of_checkpoint(directory, model.heads)
+    vlm = models.build(model.family, directory, dtype=model.dtype, remat=model.remat)
     return Setup(
         config=config,
         directory=directory,
-        vlm=models.build(model.family, directory, dtype=model.dtype, remat=model.remat),
+        vlm=heads_lib.attach(vlm, heads),
         processor=processing.load(str(directory)),
         layout=layout,
         mesh=sharding.make(config.mesh),
@@ -84,7 +87,8 @@ def objective(config: config_lib.Config) -> objectives.Objective:
     spans.check_differences(config.data.differences, layout)
     ordering.check(config.data)
     rated.bind(config.data.rated, config.data.axes)
-    built = objectives.build(config.objective, layout, config.data.axes)
+    heads = heads_lib.shapes(config.model.heads)
+    built = objectives.build(config.objective, layout, config.data.axes, heads)
     if built.needs_reference and config.train.reference == "none":
         names = ", ".join(term.entry for term in built.terms)
         raise ValueError(
@@ -114,6 +118,12 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             f"config.train.refresh is {config.train.refresh}: a reference that moves is computed "
             f"in the step, but config.train.reference is {config.train.reference!r}, whose "
             "log-probabilities are those of one checkpoint. Set it to 'step', or refresh to 0."
+        )
+    of_reference = [name for name in built.heads if heads[name].reference]
+    if of_reference and config.train.reference != "step":
+        raise ValueError(
+            f"The objective reads the head(s) {', '.join(of_reference)} on the reference's hidden "
+            f"states, but config.train.reference is {config.train.reference!r}; set it to 'step'."
         )
     return built
 
@@ -228,15 +238,24 @@ def batches(setup: Setup, data: loading.Source, plan: loading.Plan, **kwargs):
 
 
 def load(setup: Setup, directory: pathlib.Path | None = None) -> types.Params:
-    """Reads a checkpoint (the policy's by default) onto the mesh."""
-    return weights.load(
-        directory or setup.directory,
+    """Reads a checkpoint (the policy's by default) onto the mesh; heads that it lacks are new."""
+    directory = directory or setup.directory
+    shapes, heads = heads_lib.split(setup.shapes)
+    places, heads_places = heads_lib.split(setup.placement[0])
+    params = weights.load(
+        directory,
         setup.vlm.weights,
-        setup.shapes,
+        shapes,
         dtype=jnp.dtype(setup.config.model.param_dtype),
-        shardings=setup.placement[0],
+        shardings=places,
         progress=setup.is_writer,
     )
+    if setup.vlm.heads:
+        seed = setup.config.seed
+        params[heads_lib.FOLDER] = head_files.load(
+            directory, setup.vlm, heads, seed=seed, shardings=heads_places
+        )
+    return params
 
 
 def draw(setup: Setup) -> Callable[[types.Batch, jax.Array | None], types.Batch]:
@@ -255,11 +274,14 @@ def task(setup: Setup, objective: objectives.Objective | None) -> step_lib.Task:
     return step_lib.Task(setup.vlm, setup.layout, objective, chunk, draw(setup))
 
 
-def logps_function(setup: Setup) -> Callable[[types.Params, types.Batch], jax.Array]:
-    """Jitted: (params, batch) -> token log-probabilities [B, N, T] of every branch."""
+def pass_function(setup: Setup, function: Callable = step_lib.branch_logps) -> Callable:
+    """Jitted: (params, batch) -> a tree of [B, ...]; by default token log-probabilities [B, N, T].
+
+    function takes (task, params, batch).
+    """
     rows = sharding.batch_sharding(setup.mesh)
     return jax.jit(
-        functools.partial(step_lib.branch_logps, task(setup, None)),
+        functools.partial(function, task(setup, None)),
         in_shardings=(setup.placement[0], rows),
         out_shardings=rows,
     )

@@ -64,6 +64,18 @@ def branch_logps(task: Task, params: Params, batch: types.Batch) -> Array:
     return _logps(task, _states(task, params, batch), batch)
 
 
+def branch_scores(task: Task, params: Params, batch: types.Batch) -> dict[str, Array]:
+    """`logps` as branch_logps gives them, and `heads/<name>` [B, N, H] of heads per branch."""
+    names = [n for n, head in task.vlm.heads if head.shape.of == "branch"]
+    states = _states(task, params, batch, bool(names))
+    found = _heads(task, names, params, states, None, batch)
+    present = jnp.any(batch.mask != 0, axis=-1)[..., None]
+    return {
+        "logps": _logps(task, states, batch),
+        **{f"heads/{name}": jnp.where(present, found[name], 0.0) for name in names},
+    }
+
+
 def make(
     task: Task,
     tx: optax.GradientTransformation,
@@ -175,10 +187,11 @@ def _refreshed(refresh: Refresh, done: Array, params: Params, ref: Params) -> Pa
 
 def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params, total):
     """Sum of the row losses over `total`; metrics alike."""
-    states, kl = _states(task, params, batch), None
+    read = task.objective.heads
+    states, kl, ref_states = _states(task, params, batch, bool(read)), None, None
     policy = _logps(task, states, batch)
     if ref_params is not None:
-        ref_states = _states(task, ref_params, batch)
+        ref_states = _states(task, ref_params, batch, bool(read))
         ref = jax.lax.stop_gradient(_logps(task, ref_states, batch))
         if task.objective.needs_kl:
             kl = _kl(task, states, ref_states, batch)
@@ -191,7 +204,10 @@ def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params,
         ref = batch.ref_logps
     else:
         ref = jnp.zeros_like(policy)
-    logps = types.Logps(policy, ref, batch.mask, kl, spans=batch.spans, behaviour=batch.behaviour)
+    heads = _heads(task, read, params, states, ref_states, batch) if read else None
+    logps = types.Logps(
+        policy, ref, batch.mask, kl, spans=batch.spans, behaviour=batch.behaviour, heads=heads
+    )
     losses, metrics, loss_state = task.objective(knobs, loss_state, logps, batch.labels)
     rows = _rows(batch)
     loss = jnp.sum(losses * rows) / total
@@ -200,12 +216,23 @@ def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params,
     return loss, (metrics, loss_state)
 
 
-def _states(task: Task, params: Params, batch: types.Batch) -> tuple[Array, Array]:
-    """(hidden states [B, N, T, D] that predict the response tokens, unembedding [D, V])."""
-    return task.vlm.hidden(params, batch, task.layout), task.vlm.unembed(params)
+def _states(
+    task: Task, params: Params, batch: types.Batch, last: bool = False
+) -> tuple[Array, Array]:
+    """(hidden states [B, N, T, D] that predict the response tokens, unembedding [D, V]).
+
+    `last`: the state at the last token too, [B, N, T + 1, D].
+    """
+    further = (True,) if last else ()
+    return task.vlm.hidden(params, batch, task.layout, *further), task.vlm.unembed(params)
+
+
+def _predicting(states: tuple[Array, Array], batch: types.Batch) -> tuple[Array, Array]:
+    return states[0][:, :, : batch.responses.shape[-1]], states[1]
 
 
 def _logps(task: Task, states: tuple[Array, Array], batch: types.Batch) -> Array:
+    states = _predicting(states, batch)
     logps = autoregressive.token_logps(
         *states, batch.responses, chunk=task.logps_chunk, cap=task.vlm.logit_cap
     )
@@ -214,10 +241,22 @@ def _logps(task: Task, states: tuple[Array, Array], batch: types.Batch) -> Array
 
 
 def _kl(task: Task, states, ref_states, batch: types.Batch) -> types.TokenKL:
+    states, ref_states = _predicting(states, batch), _predicting(ref_states, batch)
     found = autoregressive.token_kl(
         *states, *ref_states, chunk=task.logps_chunk, cap=task.vlm.logit_cap
     )
     return jax.tree.map(lambda values: jnp.where(batch.mask != 0, values, 0.0), found)
+
+
+def _heads(task: Task, names, params: Params, states, ref_states, batch) -> dict[str, Array]:
+    """What these heads give; those of the reference read its states by the policy's parameters."""
+    found, heads = {}, dict(task.vlm.heads)
+    for name in names:
+        hidden, own = states[0], params["heads"][name]
+        if heads[name].shape.reference:
+            hidden = jax.lax.stop_gradient(ref_states[0])
+        found[name] = heads[name].read(own, hidden, batch.mask)
+    return found
 
 
 def _rows(batch: types.Batch) -> Array:

@@ -18,6 +18,33 @@ REF = [
 ]
 # Token weights of spans; elsewhere, and on the other branches, there is none.
 SPANS = [[{0: 2.5}, {1: 2.5, 2: 2.5}], [{1: 2.0}, {2: 2.0}]]
+# What heads gave: per branch, per token, or tables of their own.
+HEADS = {
+    "score": [[[0.7], [-0.4], [0.1], [0.3]], [[-0.2], [0.5], [0.4], [-0.6]]],
+    "scores": [
+        [[0.5, 0.1, 1.2], [0.0, 0.3, 0.2], [0.4, -0.1, 0.6], [0.2, 0.2, -0.3]],
+        [[-0.3, 0.8, 0.1], [0.4, 0.2, -0.5], [0.9, 0.0, 0.3], [0.1, -0.7, 0.6]],
+    ],
+    "router": [
+        [[0.2, 0.9, -0.4], [0.2, 0.9, -0.4], [1.0, 0.1, 0.3], [0.2, 0.9, -0.4]],
+        [[-0.8, 0.5, 0.1], [-0.8, 0.5, 0.1], [0.0, 0.6, -0.2], [-0.8, 0.5, 0.1]],
+    ],
+    "point": [
+        [[0.6, 0.8], [-0.3, 0.4], [0.5, -0.2], [0.1, 0.9]],
+        [[0.2, -0.7], [0.8, 0.3], [-0.4, 0.6], [0.3, 0.3]],
+    ],
+    "prototypes": [
+        [[1.0, 0.2, -0.3, 0.8]] * 2 + [[0.4, 0.4, 0.1, -0.9]] * 2,
+        [[-0.5, 0.6, 0.7, 0.2]] * 2 + [[0.3, -0.8, 0.9, 0.5]] * 2,
+    ],
+    "users": [[0.4, -0.2], [0.0, 0.7], [-0.6, 0.5]],
+}
+SHAPES = {
+    **{name: types.HeadShape("branch", np.shape(rows)[-1]) for name, rows in HEADS.items()},
+    "users": types.HeadShape("table", 2, rows=3),
+    "mask": types.HeadShape("token", 1, reference=True),
+    "kl_mask": types.HeadShape("token", 1, reference=True),
+}
 # MODPO, A = 3: the pairs are ordered by axis 0 and axis 2.
 AXIS = [0, 2]
 REWARDS = [[[1.0, 0.0, 0.5], [0.5, 1.0, 0.5]], [[0.0, 1.0, 1.0], [0.5, 0.0, 0.5]]]
@@ -45,12 +72,17 @@ def fixture_p(dtype=np.float64, fill=0.0):
     for b, row in enumerate(SPANS):
         for n, tokens in enumerate(row):
             spans[b, n, list(tokens)] = list(tokens.values())
+    heads = {name: np.asarray(values, dtype) for name, values in HEADS.items()}
+    for name, scale in (("mask", 0.5), ("kl_mask", 0.25)):  # of no model, but >= 0
+        weights = _pad([[scale * np.abs(t) for t in row] for row in REF], abs(fill))
+        heads[name] = weights.astype(dtype)[..., None]
     logps = types.Logps(
         _pad(POLICY, fill).astype(dtype),
         _pad(REF, -fill).astype(dtype),
         mask.astype(dtype),
         types.TokenKL(*(values.astype(dtype) for values in kl)),
         {"": spans},
+        heads=heads,
     )
     rewards = np.zeros((2, 4, 3), dtype)
     rewards[:, :2] = REWARDS

@@ -7,8 +7,10 @@ import re
 import pytest
 
 from rubric_jax import objectives, types
+from rubric_jax.models import heads
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+HEADS = ast.literal_eval(re.search(r"config.model.heads = (\{.*?\n\})", PAGE, re.DOTALL)[1])
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.splitlines()]
 RESPONSES = tuple(f"response_{k}" for k in range(3))
@@ -20,7 +22,8 @@ LAYOUT = types.Layout.of(
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_config_line_builds(line):
-    objectives.build(ast.literal_eval(line), LAYOUT, ("correctness", "grounding", "format"))
+    axes = ("correctness", "grounding", "format")
+    objectives.build(ast.literal_eval(line), LAYOUT, axes, heads.shapes(HEADS))
 
 
 def test_every_name_has_a_row_and_a_config_line():

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from rubric_jax import objectives, types
+from tests.objectives.conftest import SHAPES
 
 AXES = ("correctness", "grounding", "format")
 LAYOUT = types.Layout.of(("chosen", "rejected", "chosen@corrupted", "reference_answer"))
 PAIR = {"win": "chosen", "lose": "rejected", "beta": 0.1}
+SIDES = {"win": "chosen", "lose": "rejected"}
 WEIGHTS = [0.5, 0.3, 0.2]
 LIST = {"over": ["chosen", "rejected"], "weights": WEIGHTS}
 WEIGHTED = {**PAIR, "weights": WEIGHTS}
@@ -76,6 +78,12 @@ SPECS = {  # one entry for each term of the table
     },
     "rwr": LIST,
     "reverse_kl": {"over": ["chosen", "rejected"]},
+    "sparsepo": {**PAIR, "mask": "mask", "kl_mask": "kl_mask", "l1": 0.1},
+    "bt": {**SIDES, "head": "score", "center": 0.01},
+    "bt_mixture": {**SIDES, "head": "scores", "router": "router"},
+    "bt_user": {**SIDES, "head": "point", "prototypes": "prototypes", "users": "users"},
+    "regression": {"on": "chosen", "head": "scores"},
+    "degree": {"over": ["chosen", "rejected"], "head": "scores"},
 }
 VARIANTS = {  # and one for each further way to set it up
     "dpo, forward_kl": {**PAIR, "divergence": "forward_kl"},
@@ -109,6 +117,9 @@ VARIANTS = {  # and one for each further way to set it up
     },
     "dpo with length_margin": {**PAIR, "with": {"length_margin": {"per_token": 0.02}}},
     "dpo with wpo": {**PAIR, "with": {"wpo": {}}},
+    "sparsepo, common": {**PAIR, "mask": "mask", "kl_mask": "mask", "l1_kl": 0.1},
+    "dpo with by_head": {**PAIR, "with": {"by_head": {"head": "score"}}},
+    "ranklist with by_head": {**LIST, "beta": 1.0, "with": {"by_head": {"head": "score"}}},
     "dpo with axis_weight": {**PAIR, "with": {"axis_weight": {"weights": WEIGHTS}}},
 }
 CASES = SPECS | VARIANTS
@@ -116,7 +127,7 @@ MPO = {"dpo": {**PAIR, "weight": 0.8}, "bco": {**PAIR, "weight": 0.2}, "nll": {"
 
 
 def build(spec):
-    return objectives.build(spec, LAYOUT, AXES)
+    return objectives.build(spec, LAYOUT, AXES, SHAPES)
 
 
 def name_of(case):
@@ -133,8 +144,9 @@ def objective_of(case):
 def _compiled(case):
     objective = objective_of(case)
 
-    def total(policy, rewards, kl, logps, labels):
-        logps = logps._replace(policy=policy, kl=kl)
+    def total(policy, rewards, deeper, logps, labels):
+        kl, heads = deeper
+        logps = logps._replace(policy=policy, kl=kl, heads=heads)
         labels = labels._replace(rewards=rewards)
         loss, metrics, _ = objective(objective.knobs, objective.init_state(), logps, labels)
         return loss.sum(), (loss, metrics)
@@ -145,14 +157,21 @@ def _compiled(case):
 def evaluate(case, logps, labels):
     """(loss, metrics, d loss / d policy, d loss / d rewards) of a case, compiled once.
 
-    What goes into the divergences, which the policy decides too, is added to the gradient.
+    What goes into divergences and heads, which the policy decides too, is added to the gradient:
+    that of a whole branch at its first token.
     """
     if logps.weights is None:
         logps = logps._replace(weights=np.ones_like(logps.mask))
-    (_, (loss, metrics)), (gradient, into_rewards, into_kl) = _compiled(case)(
-        logps.policy, labels.rewards, logps.kl, logps, labels
+    deeper = (logps.kl, logps.heads)
+    (_, (loss, metrics)), (gradient, into_rewards, (into_kl, into_heads)) = _compiled(case)(
+        logps.policy, labels.rewards, deeper, logps, labels
     )
     gradient = np.asarray(gradient) + sum(map(np.asarray, into_kl))
+    for name, shape in SHAPES.items():
+        if shape.of == "token":
+            gradient += np.abs(into_heads[name]).sum(axis=-1)
+        elif shape.of == "branch":
+            gradient[:, :, 0] += np.abs(into_heads[name]).sum(axis=-1)
     return np.asarray(loss), metrics, gradient, np.asarray(into_rewards)
 
 
@@ -233,6 +252,18 @@ def test_every_term_is_silent_where_its_branches_are_absent(case, pairs32):
     assert gradient[0].any()
 
 
+def test_every_term_says_truly_which_heads_it_reads(case, pairs32):
+    logps, labels = pairs32
+    reads = objective_of(case).heads
+    for name, values in logps.heads.items():
+        # Not the same everywhere, so that a term cannot cancel it.
+        moved = values + np.float32(0.3) * np.arange(1, 1 + values.size).reshape(values.shape) % 2
+        heads = {**logps.heads, name: moved.astype(np.float32)}
+        changed = evaluate(case, logps._replace(heads=heads), labels)[0]
+        changed = changed != evaluate(case, *pairs32)[0]
+        assert changed.any() if name in reads else not changed.any()
+
+
 @pytest.mark.parametrize("absent", range(4))
 def test_every_term_needs_each_branch_that_it_names(case, pairs32, absent):
     """But kto, which counts the side that is there."""
@@ -260,7 +291,7 @@ def test_every_term_says_truly_whether_it_reads_the_reference(case, pairs32):
     ref[:, 0] += 0.5
     ref[:, 1] -= 0.5
     changed = evaluate(case, logps._replace(ref=ref), labels)[0] != evaluate(case, *pairs32)[0]
-    reads = name_of(case) not in objectives.WITHOUT_REFERENCE
+    reads = name_of(case) not in objectives.WITHOUT_REFERENCE and "by_head" not in case
     assert changed.all() if reads else not changed.any()
     objective = objective_of(case)
     assert objective.needs_reference == (reads or objective.needs_kl)
@@ -595,9 +626,26 @@ def test_check_names_the_pair_that_modpo_cannot_weigh(pairs32):
             "dpo.with.wpo takes win and lose from its term",
         ),
         ({"nll": {"on": "chosen", "with": {"wpo": {}}}}, "nll has no win and lose"),
+        ({"bt": {**SIDES, "head": "scor"}}, "bt.head is 'scor'.*Did you mean 'score'"),
+        ({"bt": {**SIDES, "head": "mask"}}, "bt.head is 'mask'.* per token; .* per branch"),
+        ({"bt": {**SIDES, "head": "scores"}}, "bt: head has 3 output.*; bt needs 1"),
+        ({"regression": {"on": "chosen", "head": "score"}}, "regression: head has 1 .* needs 3"),
+        (
+            {"bt_mixture": {**SIDES, "head": "scores", "router": "score"}},
+            "router has 1 outputs for 3 of head",
+        ),
+        ({"degree": {"over": "all", "head": "scores"}}, "head has 3 outputs for 4 degrees"),
+        (
+            {"bt_user": {**SIDES, "head": "scores", "prototypes": "router", "users": "users"}},
+            "prototypes has 3 outputs; it needs 2 .* times 3",
+        ),
+        (
+            {"dpo": {**PAIR, "with": {"by_head": {"head": "scores"}}}},
+            "dpo.with.by_head: head has 3 output",
+        ),
         (
             {"apo_zero": {**PAIR, "with": {"length_margin": {"per_token": 0.1}}}},
-            "apo_zero does not read.*one of clipped_dpo",
+            "apo_zero does not read.*one of bt, clipped_dpo",
         ),
     ],
 )

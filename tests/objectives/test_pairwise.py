@@ -139,6 +139,7 @@ def test_slopes_by_hand(pairs, close, slope, term, knobs, expected):
 def test_gap_order_by_hand(pairs64):
     """Hard: the first pair of fixture P, gap 0.9; easy: the second, gap -1.3."""
     logps, labels = pairs64
+    logps = logps._replace(heads=None)
     one = jax.tree.map(lambda x: np.concatenate([x[:1, :2], x[1:, :2]], axis=1), logps)
     labels = jax.tree.map(lambda x: x[:1], labels)
     names = ("hard_win", "hard_lose", "easy_win", "easy_lose")
