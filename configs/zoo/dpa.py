@@ -5,7 +5,7 @@
 
 No preference loss: -log pi(y | prompt, v), y the answer with the largest v . rewards. Columns:
 prompt (with v, such as "helpfulness*95 + verbosity*31"), chosen, images. Sample again from
-RUN/policy and repeat.
+RUN/policy and repeat. A reward model of many axes is the term `regression` on a head.
 
 Ours: the mean over tokens.
 """
@@ -17,7 +17,7 @@ METHOD = {
     "name": "DPA (directional)",
     "paper": "arXiv:2402.18571",
     "status": "your data",
-    "missing": "the reward heads; choosing the best of K along a direction",
+    "missing": "choosing the best of K along a direction drawn per prompt, by the rewards",
 }
 
 

@@ -244,14 +244,69 @@ def harmo(values):
     close(bound.slopes(*bound.ratios(np.zeros(4), parts))[0, :4], expected)
 
 
+def per_branch(logps, **scores):
+    """The log-probabilities with heads that gave each branch these vectors, in every row alike."""
+    rows = len(logps.mask)
+    found = {name: np.repeat(np.array([value], float), rows, 0) for name, value in scores.items()}
+    return logps._replace(heads=found)
+
+
 def sparsepo(values):
     bound = Bound(values)
     logps, labels = bound.pairs(CHOSEN, REJECTED)
-    none = types.TokenKL(*(0 * part for part in logps.kl))
-    close(bound(logps._replace(kl=none), labels), DPO)
+    ones = np.ones_like(logps.mask)[..., None]
+    kept = logps._replace(heads={"mask": ones, "kl_mask": 0 * ones})
+    close(bound(kept, labels), DPO)
     # The fixture's divergences: 0.525 on chosen and 0.476 on rejected.
-    close(bound(logps, labels)[0], math.log1p(math.exp(-(0.09 + 0.1 * (0.525 - 0.476)))))
-    assert not bound.objective.terms[0].static["detach"]
+    full = logps._replace(heads={"mask": ones, "kl_mask": ones})
+    close(bound(full, labels)[0], math.log1p(math.exp(-(0.09 + 0.1 * (0.525 - 0.476)))))
+    closed = logps._replace(heads={"mask": 0 * ones, "kl_mask": 0 * ones})
+    close(bound.slopes(closed, labels), np.zeros((2, 2)))
+    assert bound.config.optimizer.scale[0] == (r"heads/.*", 100.0)
+
+
+def reward_head(values):
+    """Rows 36, 64: Bradley-Terry on a head, and no reference."""
+    bound = Bound(values)
+    logps, labels = bound.pairs(CHOSEN, REJECTED)
+    close(bound(per_branch(logps, reward=[[0.7], [-0.4]]), labels), [0.2873353251] * 2)
+    assert not bound.objective.needs_reference
+    assert bound.objective.heads == ("reward",)
+
+
+def degrees(values):
+    bound = Bound(values, dpo=0.0, degree_chosen=1.0, degree_rejected=0.0)
+    logps, labels = bound.ratios([0.0] * 6)
+    right = 9.0 * np.eye(3)[[0, 1, 2] * 2]
+    wrong = np.concatenate([9.0 * np.eye(3)[[1, 2, 0]], right[:3]])
+    close(bound(per_branch(logps, degree=right), labels), [math.log1p(2 * math.exp(-9))])
+    close(bound(per_branch(logps, degree=wrong), labels), [9 + math.log1p(2 * math.exp(-9))])
+    even = Bound(values)
+    close(even(per_branch(logps, degree=0 * right), labels), [LOG2 + 0.1 * 2 * math.log(3)])
+
+
+def pal(values):
+    bound = Bound(values)
+    logps, labels = bound.ratios([0.0, 0.0])
+    points, prototypes = np.zeros((2, 64)), np.zeros((2, 128))
+    points[0, 0] = points[1, 1] = prototypes[:, 0] = prototypes[:, 64 + 1] = 1.0
+    logps = per_branch(logps, point=points, prototypes=prototypes)
+    users = 800.0 * np.array([[1, 0], [0, 1], [0, 0], [0, 0]])  # the first, the second, both, both
+    logps.heads["users"] = users
+    for user, logit in ((0, 14.3), (1, -14.3), (2, 0.0)):
+        row = labels._replace(axis=np.array([user], np.int32))
+        close(bound(logps, row), [math.log1p(math.exp(-logit))])
+
+
+def micro(values):
+    bound = Bound(values)
+    logps, labels = bound.ratios([0.0, 0.0])
+    experts, router = np.zeros((2, 10)), np.full((2, 10), -800.0)
+    experts[0, :3], router[:, :3] = [0.5, -0.2, 1.0], np.log([0.6, 0.3, 0.1])
+    close(bound(per_branch(logps, experts=experts, router=router), labels), [0.0929457480])
+    rules = bound.config.optimizer.trainable
+    assert paths.lookup(rules, "heads/router/kernel")
+    assert not paths.lookup(rules, "decoder/norm/scale")
 
 
 def modpo(values):
@@ -454,9 +509,18 @@ def tpo_trees(values):
 
 def ranklist(values):
     bound = Bound(values)
-    close(bound(*bound.ratios([3.0, 1.0, 2.5, -2.0], [3.0, 2.0, 1.0, 0.5])), [1.8623448632])
-    close(bound(*bound.ratios([3.0, 1.0], [0.59, 0.5])), [0.0])  # a near-tie
-    close(bound(*bound.ratios([3.0, 1.0], [0.61, 0.5])), [math.log1p(math.exp(-0.2))])
+
+    def loss(scores, rewards):
+        logps, labels = bound.ratios(np.zeros(len(scores)), rewards)
+        padded = np.zeros((4, 1))
+        padded[: len(scores), 0] = scores
+        return bound(per_branch(logps, score=padded), labels)
+
+    close(loss([0.3, 0.1, 0.25, -0.2], [3.0, 2.0, 1.0, 0.5]), [1.8623448632])
+    close(loss([0.3, 0.1], [0.59, 0.5]), [0.0])  # a near-tie
+    close(loss([0.3, 0.1], [0.61, 0.5]), [math.log1p(math.exp(-0.2))])
+    stages = [stage["objective"]["ranklist"]["skips"] for stage in bound.config.schedule]
+    assert stages == [1, 2, 3]
 
 
 def spo_step(values):
@@ -537,13 +601,16 @@ PROPERTIES = {
     32: sparsepo,
     33: mapl,
     34: modpo,
+    36: reward_head,
     38: vision_r1,
     41: smpo,
     42: robust,
+    44: degrees,
     46: rationales,
     47: rpo,
     49: flex,
     50: rankdpo,
+    52: pal,
     53: rrpo,
     54: lambda_harmonic,
     56: opa,
@@ -554,6 +621,7 @@ PROPERTIES = {
     61: think,
     62: vpo,
     63: bridge,
+    64: reward_head,
     67: tpo_trees,
     68: ranklist,
     70: spo_step,
@@ -562,6 +630,7 @@ PROPERTIES = {
     74: temple,
     75: pro,
     76: curry,
+    77: micro,
     78: insights,
 }
 # Their property is one of how data are made, or of a model, not of the loss.

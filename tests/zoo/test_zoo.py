@@ -69,7 +69,7 @@ def test_a_row_with_the_columns_of_the_docstring_is_all_that_the_run_reads(name,
     for response in listed:
         assert re.sub(r"_\d+$", "_0", response) in said
         record[response] = f"This is {response}."
-        if config.data.axes:
+        if config.data.axes and setup.objective(config).needs_rewards:
             assert re.sub(r"_\d+$", "_0", response) + "_rewards" in said
             record[f"{response}_rewards"] = dict.fromkeys(config.data.axes, 0.5)
     (tmp_path / "rows.jsonl").write_text(json.dumps(record))
@@ -127,7 +127,8 @@ CASES = {}  # compiled steps: configs whose objectives differ in numbers alone s
 
 def compiled(config, objective):
     static = [(t.entry, t.name, t.static, t.modifiers) for t in objective.terms]
-    parts = (config.data.branches, config.optimizer.trainable, config.train.reference)
+    heads = sorted(config.model.heads.items())
+    parts = (config.data.branches, config.optimizer.trainable, config.train.reference, heads)
     parts += (config.online.updates,)
     key = repr((static, *parts, len(config.data.axes)))
     if key not in CASES:
@@ -138,6 +139,7 @@ def compiled(config, objective):
             trainable=config.optimizer.trainable,
             reference=config.train.reference,
             updates=config.online.updates,
+            heads=config.model.heads,
         )
     return CASES[key]
 
