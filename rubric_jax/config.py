@@ -56,7 +56,7 @@ class Data:
     # Contexts whose pictures are made of a row's own: {context: {corruption: name, <knobs>}}, see
     # data/corruptions/
     contexts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # Two responses whose differing words are spans (modifier `spans`) in rows without spans
+    # Two responses; the words in which they differ are spans (docs/data.md) of rows without any
     differences: tuple[str, ...] = ()
     # Prompts that state weights of the reward axes: {draw: name, copies: 1, <knobs>}, see
     # data/conditioning.py
