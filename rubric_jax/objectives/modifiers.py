@@ -166,8 +166,8 @@ def by_head(logps: types.Logps, labels: types.Labels, *, head: types.BranchHead)
     real = logps.mask != 0
     first = real & (jnp.cumsum(real, axis=-1) == 1)  # [B, N, T]
     score = logps.heads[head] * first  # [B, N, 1] at the first token
-    weight = jnp.where(first, logps.mask, 1.0)
-    return logps._replace(policy=score / weight, ref=jnp.zeros_like(score)), labels
+    mask = real.astype(logps.mask.dtype)  # a score has no tokens that could weigh more or less
+    return logps._replace(policy=score, ref=jnp.zeros_like(score), mask=mask, weights=None), labels
 
 
 def wpo(

@@ -69,7 +69,7 @@ def test_a_row_with_the_columns_of_the_docstring_is_all_that_the_run_reads(name,
     for response in listed:
         assert re.sub(r"_\d+$", "_0", response) in said
         record[response] = f"This is {response}."
-        if config.data.axes and setup.objective(config).needs_rewards:
+        if config.data.rated or (config.data.axes and setup.objective(config).needs_rewards):
             assert re.sub(r"_\d+$", "_0", response) + "_rewards" in said
             record[f"{response}_rewards"] = dict.fromkeys(config.data.axes, 0.5)
     (tmp_path / "rows.jsonl").write_text(json.dumps(record))
