@@ -41,6 +41,7 @@ HARMLESS = (
     r"model\.(remat|logps_chunk)",
     r"train\.(log_every|eval_every|checkpoint_every|keep|keep_best|best_metric|best_mode)",
     r"train\.(tensorboard|wandb_project)",
+    r"online\.shown",
 )
 
 

@@ -163,6 +163,8 @@ class Sample:
     top_p: float = 1.0
     min_p: float = 0.0
     tokens: int = 1024  # of a response, at most
+    # {contrast: name, <knobs>, context: .., checkpoint: ..}, see stages/contrasting.py
+    contrast: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 8  # instructions at a time, over all devices
 
 
@@ -212,6 +214,7 @@ class Evaluation:
     measures: tuple[str, ...] = ("rewards", "answers", "lengths")  # see evals/
     count: int = 1  # responses per held-out instruction
     temperature: float = 0.0
+    contrast: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # as in `sample`
     # Another judge than the one that made the training data; {} = the same.
     judge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # Its own, so that every policy is measured on one scale, however its pairs were chosen.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,15 @@ from rubric_jax import types
 from rubric_jax.likelihoods import autoregressive
 
 Array = types.Array
+
+
+class Against(NamedTuple):
+    """What the policy is contrasted with while decoding (see contrasts.py)."""
+
+    contrast: Callable[..., Array]  # of contrasts.CONTRASTS
+    knobs: Mapping[str, float]  # of the contrast
+    batch: types.Batch  # the same rows in the same order, perhaps with other pictures
+    params: types.Params  # the policy's own, or another one's
 
 
 class Samples(NamedTuple):
@@ -35,6 +45,7 @@ def sample(
     top_p: float = 1.0,
     min_p: float = 0.0,
     stop: tuple[int, ...],
+    against: Against | None = None,
 ) -> Samples:
     """Samples `count` responses to the first context of every instance, in one compiled loop.
 
@@ -55,6 +66,7 @@ def sample(
         in (0, 1], 1 = all.
       min_p: only tokens at least this times as likely as the most likely one; in [0, 1], 0 = all.
       stop: token ids that end a response.
+      against: contrasts the logits with others before all of these; None = as they are.
 
     The loop ends when all responses have.
 
@@ -75,7 +87,12 @@ def sample(
         if not fine:
             raise ValueError(f"{name} is {value}; it must be {wanted}.")
     knobs = _Knobs(np.float32(temperature), np.int32(top_k), np.float32(top_p), np.float32(min_p))
-    return _sample(vlm, params, batch, seeds, knobs, count=count, length=length, stop=stop)
+    sizes = {"count": count, "length": length, "stop": stop}
+    if against is None:
+        return _sample(vlm, params, batch, seeds, knobs, None, contrast=None, **sizes)
+    values = {name: np.float32(value) for name, value in against.knobs.items()}
+    other = (against.params, against.batch, values)
+    return _sample(vlm, params, batch, seeds, knobs, other, contrast=against.contrast, **sizes)
 
 
 class _Knobs(NamedTuple):
@@ -87,12 +104,30 @@ class _Knobs(NamedTuple):
     min_p: Array
 
 
-@functools.partial(jax.jit, static_argnames=("vlm", "count", "length", "stop"))
-def _sample(vlm, params, batch, seeds, knobs: _Knobs, *, count, length, stop) -> Samples:
+class _Reader(NamedTuple):
+    """A policy that has read the prefixes."""
+
+    states: Array  # [B, K, D], which predict the next tokens
+    cache: Any
+
+
+def _read(vlm, params, batch, count: int, length: int) -> _Reader:
     state, cache = vlm.prefill(params, batch, count, length)
-    rows = state.shape[0]
-    states = jnp.broadcast_to(state[:, None], (rows, count, state.shape[-1]))
-    head = vlm.unembed(params)
+    shape = (state.shape[0], count, state.shape[-1])
+    return _Reader(jnp.broadcast_to(state[:, None], shape), cache)
+
+
+@functools.partial(jax.jit, static_argnames=("vlm", "count", "length", "stop", "contrast"))
+def _sample(
+    vlm, params, batch, seeds, knobs: _Knobs, other, *, count, length, stop, contrast
+) -> Samples:
+    readers = [_read(vlm, params, batch, count, length)]
+    weights = [params]  # of each reader
+    if contrast is not None:
+        weights.append(other[0])
+        readers.append(_read(vlm, other[0], other[1], count, length))
+    heads = [vlm.unembed(own) for own in weights]
+    rows = batch.prompt_lengths.shape[0]
     fold_in = jax.random.fold_in
     streams = jax.vmap(jax.vmap(fold_in, (None, 0)), (0, None))(
         jax.vmap(jax.random.key)(seeds), jnp.arange(count)
@@ -102,14 +137,18 @@ def _sample(vlm, params, batch, seeds, knobs: _Knobs, *, count, length, stop) ->
     out = Samples(empty.astype(jnp.int32), empty.astype(bool), empty, jnp.zeros_like(done))
 
     def going(carry):
-        step, _, _, done, _ = carry
+        step, _, done, _ = carry
         return (step < length) & ~jnp.all(done)
 
     def body(carry):
-        step, states, cache, done, out = carry
-        logits = autoregressive.logits(states, head, cap=vlm.logit_cap)
+        step, readers, done, out = carry
+        logits, *others = (
+            autoregressive.logits(reader.states, head, cap=vlm.logit_cap)
+            for head, reader in zip(heads, readers, strict=True)
+        )
+        wanted = contrast(logits, *others, step, **other[2]) if contrast else logits
         keys = jax.vmap(jax.vmap(fold_in, (0, None)), (0, None))(streams, step)
-        ids = _draw(logits, keys, knobs)
+        ids = _draw(wanted, keys, knobs)
         logps = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
         ended = ~done & jnp.isin(ids, jnp.asarray(stop, jnp.int32))
         out = Samples(
@@ -118,10 +157,13 @@ def _sample(vlm, params, batch, seeds, knobs: _Knobs, *, count, length, stop) ->
             out.logps.at[:, :, step].set(jnp.where(done, 0.0, logps)),
             out.finished | ended,
         )
-        states, cache = vlm.decode(params, cache, ids)
-        return step + 1, states, cache, done | ended, out
+        readers = [
+            _Reader(*vlm.decode(own, reader.cache, ids))
+            for own, reader in zip(weights, readers, strict=True)
+        ]
+        return step + 1, readers, done | ended, out
 
-    return jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), states, cache, done, out))[-1]
+    return jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), readers, done, out))[-1]
 
 
 def _draw(logits: Array, keys: jax.Array, knobs: _Knobs) -> Array:

@@ -18,6 +18,7 @@ LAYERS = {
     "models": 1,
     "adapters": 1,
     "data": 2,
+    "contrasts": 1,
     "sampling": 2,
     "judges": 2.5,  # the oracle reads the ground truth of data
     "recipes": 2,

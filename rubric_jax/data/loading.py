@@ -56,9 +56,10 @@ class Source:
     """Random access to prepared rows and images. Picklable; files open on first use."""
 
     prepared: preparing.Prepared
+    only: int | None = None  # this context alone; None = all of the layout
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"prepared": self.prepared}  # open files stay behind
+        return {"prepared": self.prepared, "only": self.only}  # open files stay behind
 
     @property
     def index(self) -> dict[str, np.ndarray]:
@@ -75,15 +76,16 @@ class Source:
                 f"Row {i} of {self.prepared.directory!r} holds row {record['row']}: the records "
                 "are damaged. Delete the directory and prepare the data again."
             )
+        kept = slice(None) if self.only is None else slice(self.only, self.only + 1)
         return Example(
             row=int(i),
             number=record["number"],
             id=record["id"].decode(),
-            prompts=_split(record["prompts"], record["prompt_lengths"]),
+            prompts=_split(record["prompts"], record["prompt_lengths"])[kept],
             responses=_split(record["responses"], record["response_lengths"]),
             images=tuple(
                 tuple(map(int, part)) for part in _split(record["images"], record["image_counts"])
-            ),
+            )[kept],
             spans=self._spans(record),
             rewards=np.asarray(record["rewards"], np.float32).reshape(
                 len(self.prepared.layout.branches), len(self.prepared.axes)
@@ -232,7 +234,8 @@ def collate(
 ) -> types.Batch:
     """Pads examples to a shape; None is a padding row, all zeros. Images are shared in a group."""
     layout, axes = source.prepared.layout, source.prepared.axes
-    size, m, n = len(examples), len(layout.contexts), len(layout.branches)
+    size, n = len(examples), len(layout.branches)
+    m = len(layout.contexts) if source.only is None else 1
     prompts = np.zeros((size, m, shape.prompt), np.int32)
     prompt_lengths = np.zeros((size, m), np.int32)
     responses = np.zeros((size, n, shape.response), np.int32)

@@ -12,11 +12,15 @@ responses with policy "continued" whose text is the first part with its continua
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from rubric_jax.recipes import groups as groups_lib
 from rubric_jax.recipes import knobs, pairing
+
+_SENTENCE = re.compile(r"\s*\S.*?[.!?](?=\s)", re.DOTALL)
 
 
 class Start(NamedTuple):
@@ -32,8 +36,9 @@ def continuation(
     axes: Sequence[str],
     *,
     seed: int,
-    of: Literal["best", "reference"] = "best",
+    of: Literal["best", "first", "reference"] = "best",
     ratio: knobs.Share = 0.5,
+    cut: Literal["share", "sentence"] = "share",
     finished: bool = True,
     pairs: knobs.Positive = 1,
     budget: knobs.Count = 0,
@@ -44,19 +49,22 @@ def continuation(
       groups: judged (for `of` best), with continued responses, which need no verdict.
       axes: names of the A reward axes.
       seed: of the draw.
-      of: what is chosen: the policy's own response of the largest total, or the reference.
+      of: what is chosen: the policy's own response of the largest total, its first one that ended,
+        whether judged or not, or the reference.
       ratio: share of the words that the first part has.
+      cut: the first part is that share, or the first sentence (M3ID, arXiv:2403.14003).
       finished: use only continuations that ended by themselves.
       pairs: per instance at most, in the order of the responses.
       budget: rows, 0 = all; drawn evenly.
     """
 
     def each(group, left_out):
-        start = _start(group, of, ratio)
+        start = _start(group, of, ratio, cut)
         if isinstance(start, str):
             return start
-        best = pairing.best(group) if of == "best" else None
-        rewards = {} if best is None else groups_lib.rewards_of(group, best, axes)
+        best = _own(group, of)
+        judged = best is not None and group.valid[best]
+        rewards = groups_lib.rewards_of(group, best, axes) if judged else {}
         rows = []
         policies = {groups_lib.CONTINUED}
         for k in pairing.usable(
@@ -82,26 +90,39 @@ def continuation(
 def prompts(
     groups: Sequence[groups_lib.Group],
     *,
-    of: Literal["best", "reference"] = "best",
+    of: Literal["best", "first", "reference"] = "best",
     ratio: knobs.Share = 0.5,
+    cut: Literal["share", "sentence"] = "share",
 ) -> list[Start]:
     """What the policy has to continue without the picture, for the groups where there is any."""
-    starts = [_start(group, of, ratio) for group in groups]
+    starts = [_start(group, of, ratio, cut) for group in groups]
     return [start for start in starts if isinstance(start, Start)]
 
 
-def _start(group: groups_lib.Group, of: str, ratio: float) -> Start | str:
+def _own(group: groups_lib.Group, of: str) -> int | None:
+    """The policy's own response that is chosen, if it is one."""
     if of == "best":
-        best = pairing.best(group)
-        if best is None:
-            return "no judged response that ended"
-        text = group.responses[best].text
-    else:
+        return pairing.best(group)
+    if of == "first":
+        return next(iter(pairing.usable(group, Counter(), finished=True, judged=False)), None)
+    return None
+
+
+def _start(group: groups_lib.Group, of: str, ratio: float, cut: str) -> Start | str:
+    own = _own(group, of)
+    if own is not None:
+        text = group.responses[own].text
+    elif of == "reference":
         text = group.reference
+    else:
+        return "no judged response that ended" if of == "best" else "no response that ended"
     if not text.strip():
         return pairing.NO_REFERENCE
     words = text.split(" ")
     first = " ".join(words[: int(len(words) * ratio)])
+    if cut == "sentence":
+        ended = _SENTENCE.match(text)
+        first = ended.group() if ended else ""
     if not first.strip() or first.split() == text.split():
         return "response too short to be cut"
     return Start(group.id, text, first)

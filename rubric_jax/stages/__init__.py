@@ -4,6 +4,7 @@ training    audit, train, score, export: preference data and checkpoints
 files       JSON Lines with a manifest beside each, appended, resumed, and refused when foreign
 rubrics     instructions -> the rubric pool
 sample      instructions, a policy -> K responses each
+contrasting what the policy is set against while it answers
 judge       responses, rubrics -> verdicts
 pair        verdicts -> preference data
 schedule    training in several stages

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rubric_jax import config as config_lib
 from rubric_jax import evals, judges, recipes, sharding, types
 from rubric_jax.judges import writers
-from rubric_jax.stages import batching, pair, schedule
+from rubric_jax.stages import batching, contrasting, pair, schedule
 
 
 def check(config: config_lib.Config, training_data: Callable[[], config_lib.Data]) -> None:
@@ -28,6 +28,8 @@ def check(config: config_lib.Config, training_data: Callable[[], config_lib.Data
         if spec:
             judges.check(spec)
     writers.check(pool.writer, config.data.axes)
+    contrasting.parse(config.sample.contrast)
+    contrasting.parse(config.evaluation.contrast, "config.evaluation.contrast")
     if config.online.updates:
         _check_online(config, training_data())
     elif config.pair.recipe["recipe"] in recipes.FRESH:
@@ -74,6 +76,7 @@ def _check_online(config: config_lib.Config, data: config_lib.Data) -> None:
     for where, found in (
         ("config.pair.other", config.pair.other),
         ("config.schedule", config.schedule),
+        ("config.sample.contrast", config.sample.contrast),
     ):
         if found:
             raise ValueError(

@@ -165,7 +165,10 @@ class Run:
         policy = self._policy(number + 1)
         held_out = (self.config.pool.eval_path, self.config.pool.eval_split)
         knobs = dataclasses.replace(
-            self.config.sample, count=own.count, temperature=own.temperature
+            self.config.sample,
+            count=own.count,
+            temperature=own.temperature,
+            contrast=own.contrast,
         )
         if own.temperature == 0:
             knobs = dataclasses.replace(knobs, top_k=0, top_p=1.0, min_p=0.0)
@@ -461,9 +464,8 @@ class Run:
             rows = pair.unseeing(starts, self._asked)
             prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         setup_lib.barrier()
-        config = dataclasses.replace(
-            self.config, sample=dataclasses.replace(self.config.sample, count=1)
-        )
+        plain = dataclasses.replace(self.config.sample, count=1, contrast={})
+        config = dataclasses.replace(self.config, sample=plain)
         self._sample(self._policy(number), out, number, config, (str(prompts), ""))
 
     def _pairs(self, number: int) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from rubric_jax import config as config_lib
 from rubric_jax import sampling, sharding, types
 from rubric_jax.data import instructions, loading, sources
 from rubric_jax.models import weights
-from rubric_jax.stages import files
+from rubric_jax.stages import contrasting, files
 from rubric_jax.train import passes
 from rubric_jax.train import setup as setup_lib
 
@@ -41,9 +41,12 @@ def write_samples(
       cache: where prompts are prepared.
       seed: of all responses.
     """
-    setup = _setup(config)
+    spec = contrasting.parse(config.sample.contrast)
+    setup = contrasting.widen(_setup(config), spec)
     policy = weights.fingerprint(setup.directory, setup.vlm.weights)
     knobs = dataclasses.asdict(config.sample)
+    if spec is None:
+        del knobs["contrast"]
     file = files.File(
         out,
         "sample",
@@ -58,6 +61,7 @@ def write_samples(
             "policy": policy,
             "processor": setup.processor.fingerprint,
             "instructions": sources.fingerprint(path, split),
+            **contrasting.inputs(setup, spec),
         },
     )
     if setup.is_writer:
@@ -112,8 +116,7 @@ def _setup(config: config_lib.Config) -> setup_lib.Setup:
     train = dataclasses.replace(
         config.train, batch_size=config.sample.batch_size, accumulate=1, reference="none"
     )
-    setup = setup_lib.build(dataclasses.replace(config, train=train))
-    return dataclasses.replace(setup, layout=types.PROMPTS)
+    return setup_lib.build(dataclasses.replace(config, train=train))
 
 
 def _fill(setup, source: loading.Source, out: str, seed: int, path: str, split: str) -> None:
@@ -131,15 +134,23 @@ def _fill(setup, source: loading.Source, out: str, seed: int, path: str, split: 
     if not steps:
         return
     params = setup_lib.load(setup)
+    spec = contrasting.parse(setup.config.sample.contrast)
+    other_params = contrasting.other_params(setup, spec, params)
     asked = {i.id: i for i in instructions.read(path, split)}
     appender = files.Appender(out) if setup.is_writer else None
     bar = tqdm.tqdm(total=int(missing.sum()), desc="sample", disable=not setup.is_writer)
     tokens, started = 0, time.monotonic()
     for start, stop in passes.runs(steps):
-        for batch, _ in setup_lib.batches(setup, source, plan, start=start, stop=stop):
+        read = (
+            setup_lib.batches(setup, each, plan, start=start, stop=stop)
+            for each in contrasting.sources(source, spec)
+        )
+        for batches in zip(*read, strict=True):
+            batch, *others = (batch for batch, _ in batches)
             rows = plan(start)[1]  # of all processes
             start += 1
-            found = draw(setup, params, batch, seeds(seed, ids, rows))
+            numbers = seeds(seed, ids, rows)
+            found = draw(setup, params, batch, numbers, (spec, others, other_params))
             tokens += int(found.mask.sum())
             if appender:
                 appender.add(
@@ -155,13 +166,18 @@ def _fill(setup, source: loading.Source, out: str, seed: int, path: str, split: 
 
 
 def draw(
-    setup: setup_lib.Setup, params: types.Params, batch: types.Batch, numbers: np.ndarray
+    setup: setup_lib.Setup,
+    params: types.Params,
+    batch: types.Batch,
+    numbers: np.ndarray,
+    contrast: tuple = (None, (), None),
 ) -> sampling.Samples:
     """Responses of all processes' rows, on the host, as config.sample wants them.
 
     Args:
       batch: this process's rows; only prompts and media are read.
       numbers: `seeds` of all processes' rows.
+      contrast: (spec, batches, parameters) of what the policy is set against; see contrasting.py.
     """
     knobs = setup.config.sample
     index, count = sharding.process_block(setup.mesh)
@@ -179,6 +195,7 @@ def draw(
         top_p=knobs.top_p,
         min_p=knobs.min_p,
         stop=setup.processor.eos_ids,
+        against=contrasting.against(setup, contrast[0], placed, *contrast[1:]),
     )
     return sharding.to_host(found)
 

@@ -161,12 +161,17 @@ def reference(config: config_lib.Config, objective: objectives.Objective) -> str
 def reference_directory(setup: Setup) -> pathlib.Path:
     """The reference's checkpoint; ValueError if it is not of the policy's architecture."""
     model = setup.config.model
-    directory = models.directory(model.reference or model.checkpoint)
+    return alike(setup, model.reference or model.checkpoint, "config.model.reference")
+
+
+def alike(setup: Setup, checkpoint: str, field: str) -> pathlib.Path:
+    """The directory of a checkpoint that the policy's functions can read; else ValueError."""
+    model, directory = setup.config.model, models.directory(checkpoint)
     if directory != setup.directory:
         other = models.build(model.family, directory, dtype=model.dtype, remat=model.remat)
         if other.config != setup.vlm.config:
             raise ValueError(
-                f"config.model.reference {directory} has another architecture than "
+                f"{field} {directory} has another architecture than "
                 f"{setup.directory}: {other.config} against {setup.vlm.config}. Only checkpoints "
                 "with equal configurations can serve as reference."
             )

@@ -141,6 +141,25 @@ def test_what_is_continued_follows_the_knobs_of_the_recipe():
     assert recipes.prompts({"recipe": "rubric"}) is None
 
 
+def test_a_response_is_cut_behind_its_first_sentence_judged_or_not():
+    texts = ("cut off. no", "Two cups. One is 3.5 cm high. So two.")
+    responses = [toy.response(texts[0], finished=False), toy.response(texts[1])]
+    knobs = {"of": "first", "cut": "sentence"}
+    group = toy.group(responses)
+    (start,) = continuation.prompts([group], **knobs)
+    assert start == ("g", texts[1], "Two cups.")
+    blind = toy.response("Two cups. One is red.", policy="continued")
+    (row,) = mine(continuation.continuation, toy.group([*responses, blind]), **knobs).rows
+    assert row.branches == {"chosen": texts[1], "rejected": "Two cups. One is red."}
+    assert row.rewards == {"chosen": {}, "rejected": {}}
+    one = toy.group([toy.response("One sentence 3.5 long.")])
+    assert mine(continuation.continuation, one, **knobs).skipped == {
+        "response too short to be cut": 1
+    }
+    none = toy.group(responses[:1])
+    assert mine(continuation.continuation, none, **knobs).skipped == {"no response that ended": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "ratio", "reason"),
     [

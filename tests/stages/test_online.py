@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import socket
 from typing import NamedTuple
 
 import jax
@@ -373,6 +374,34 @@ def test_killed_at_any_time_it_ends_with_the_same_bits(tmp_path):
     assert shown[0].read_text() == shown[1].read_text()
     found = [_timeless(path / "round_1" / "train") for path in (run, alone)]
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_two_processes_do_as_one(tmp_path):
+    """Each samples its rows, the first one judges them all, and both step alike."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    mesh = {"data": 2, "distributed": True, "processes": 2, "coordinator": f"localhost:{port}"}
+    # A large eps: Adam would make steps of full size out of rounding where a gradient is 0.
+    common = {"optimizer": {"learning_rate": 0.3, "knobs": {"eps": 1.0}}, "train": {"steps": 3}}
+    (tmp_path / "two").mkdir()
+    both = [
+        jobs.start(
+            config(**common, mesh={**mesh, "process": i}), tmp_path / "two", log=f"{tmp_path}/{i}"
+        )
+        for i in (0, 1)
+    ]
+    for i, process in enumerate(both):
+        process.wait(300)
+        assert process.returncode == 0, pathlib.Path(f"{tmp_path}/{i}").read_text()[-3000:]
+    jobs.finish(config(**common), tmp_path / "one")
+    one, two = (_timeless(tmp_path / name / "round_1" / "train") for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    assert one[0]["sample/reward"] == two[0]["sample/reward"]
+    for name in ("grad_norm", "grpo/kl", "sample/tokens", "update_norm"):
+        found, wanted = ([line[name] for line in lines] for lines in (two, one))
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-7, err_msg=name)
 
 
 def _timeless(workdir):

@@ -642,7 +642,7 @@ PLAIN = {
     21: "decoding with the experts' logits: not here",
     24: "best against worst by the rubric's total: tests/recipes",
     27: "rendering layouts: not here",
-    29: "M3ID's logits: not here",
+    29: "M3ID's logits: tests/test_contrasts.py",
     35: "the share of attention: not here",
     45: "the critique is not in the prompt: the user's columns",
     55: "floors and gaps of seven scores: not here",
