@@ -8,7 +8,8 @@ contrasting what the policy is set against while it answers
 judge       responses, rubrics -> verdicts
 pair        verdicts -> preference data
 schedule    training in several stages
-online      training that samples and judges in every step; batching: what its batches are
+online      training that samples and judges in every step; batching: what its batches are,
+            measuring: what it says of its samples
 questions   preference data -> instructions that ask which answer is better
 evaluate    a policy -> numbers on held-out instructions
 run         all of them, for R rounds

@@ -34,9 +34,8 @@ from rubric_jax import config as config_lib
 from rubric_jax.data import instructions, loading
 from rubric_jax.judges import rules
 from rubric_jax.recipes import groups as groups_lib
-from rubric_jax.recipes import pairing
 from rubric_jax.rubrics import records
-from rubric_jax.stages import batching, files, pair
+from rubric_jax.stages import batching, files, measuring, pair
 from rubric_jax.stages import sample as sample_stage
 from rubric_jax.train import loop
 from rubric_jax.train import setup as setup_lib
@@ -67,6 +66,8 @@ def train(
     workdir: str,
     asked: Mapping[str, instructions.Instruction],
     jury: Jury | None,
+    *,
+    seed: int,
 ) -> loop.Outcome:
     """Trains, or goes on training.
 
@@ -75,6 +76,7 @@ def train(
       workdir: of the training.
       asked: the instructions of config.pool by id.
       jury: None for recipes that need no verdicts.
+      seed: of the samples; another one in every round.
 
     Raises:
       ValueError: a config that does not fit, or too many verdicts that failed.
@@ -95,7 +97,7 @@ def train(
         print(_summary(config, source, plan, sum(usable)), file=sys.stderr, flush=True)
     turns = plan.steps_per_epoch * config.train.epochs
     steps = config.train.steps or math.ceil(turns) * config.online.updates
-    maker = Maker(setup, objective, asked, jury, workdir)
+    maker = Maker(setup, objective, asked, jury, workdir, seed)
     return loop.run(
         setup,
         objective,
@@ -112,7 +114,7 @@ class _Judged(NamedTuple):
     """What the first process tells the others, beside the batch's choice."""
 
     choice: batching.Choice
-    metrics: np.ndarray  # float64, in the order of the maker's names
+    metrics: np.ndarray  # float32, in the order of the maker's names
 
 
 @dataclasses.dataclass(eq=False)
@@ -124,11 +126,13 @@ class Maker:
     asked: Mapping[str, instructions.Instruction]
     jury: Jury | None
     workdir: str
+    seed: int
 
     def __post_init__(self):
         config = self.setup.config
         self.recipe = recipes.build(config.pair.recipe)
         self.aggregate = pair.aggregate(config.pair.aggregation)
+        self.names = measuring.names(config.data.axes, judged=self.jury is not None)
         self.verdicts = self.failed = 0  # of this start
         # Rewards are computed by the first process alone, so not on the mesh of all.
         self.own_mesh = sharding.make(config_lib.Mesh(data=1), jax.local_devices()[:1])
@@ -162,11 +166,10 @@ class Maker:
           loaded: this process's rows as the source has them.
           params: of the policy.
         """
-        config, setup = self.setup.config, self.setup
-        updates = config.online.updates
-        started = time.perf_counter()
-        number = step // updates
-        seeds = sample_stage.seeds(f"{config.seed}/online/{number}", names, np.arange(len(names)))
+        setup, started = self.setup, time.perf_counter()
+        updates = setup.config.online.updates
+        stream = f"{self.seed}/online/{step // updates}"
+        seeds = sample_stage.seeds(stream, names, np.arange(len(names)))
         bare = loaded._replace(responses=None, mask=None, labels=None)
         found = sample_stage.draw(setup, params, bare, seeds)
         sampled = time.perf_counter()
@@ -175,7 +178,7 @@ class Maker:
         own = jax.tree.map(lambda x: np.split(x, count)[index], (found, judged.choice))
         batch = batching.assemble(setup, loaded, *own)
         self.objective.check(batch.labels)
-        metrics = dict(zip(self._names, judged.metrics.tolist(), strict=True))
+        metrics = dict(zip(self.names, judged.metrics.tolist(), strict=True))
         metrics["seconds/sample"] = sampled - started
         metrics["seconds/judge"] = time.perf_counter() - sampled
         return loop.Turn(batch, updates, metrics)
@@ -187,26 +190,27 @@ class Maker:
                 judged = self._judge(step, names, found)
         else:
             choice = batching.nothing(self.setup, len(names))
-            judged = _Judged(choice, np.zeros(len(self._names)))
+            judged = _Judged(choice, np.zeros(len(self.names), np.float32))
         if jax.process_count() > 1:
             judged = multihost_utils.broadcast_one_to_all(judged)
             judged = jax.tree.map(np.asarray, judged)
         return judged
 
     def _judge(self, step: int, names: Sequence[str], found) -> _Judged:
-        config = self.setup.config
+        axes = self.setup.config.data.axes
         texts = sample_stage.texts(self.setup, found)
         real = [b for b, name in enumerate(names) if name]
         items = self._items(step, [names[b] for b in real], [texts[b] for b in real])
         if self.jury is None:
-            groups = [groups_lib.unjudged(item, len(config.data.axes)) for item in items]
+            groups = [groups_lib.unjudged(item, len(axes)) for item in items]
         else:
-            groups = groups_lib.build(items, config.data.axes, self.aggregate)
-        mined = self.recipe(groups, config.data.axes, seed=config.seed * 1_000_003 + step)
+            groups = groups_lib.build(items, axes, self.aggregate)
+        mined = self.recipe(groups, axes, seed=self.seed * 1_000_003 + step)
         by_name = {row.group: row for row in mined.rows}
         choice = batching.choose(self.setup, [by_name.get(name) for name in names], self.objective)
         self._show(step, groups)
-        return _Judged(choice, np.array(self._measures(groups, mined.rows)))
+        values = measuring.values(groups, mined.rows, axes, judged=self.jury is not None)
+        return _Judged(choice, np.array(values, np.float32))
 
     def _items(self, step: int, names: Sequence[str], texts: Sequence[Sequence]) -> list[dict]:
         """The fields of groups, judged if there is a jury."""
@@ -261,49 +265,6 @@ class Maker:
             if verdict.status in ("scored", "partial")
         }
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        """Names of the metrics of a turn."""
-        common = ("sample/tokens", "sample/finished", "sample/rows")
-        if self.jury is None:
-            return common
-        axes = (f"sample/reward/{axis}" for axis in self.setup.config.data.axes)
-        return (
-            *common,
-            "sample/unjudged",
-            "sample/reward",
-            "sample/reward_std",
-            "sample/equal",
-            *axes,
-        )
-
-    def _measures(self, groups: Sequence[groups_lib.Group], rows: Sequence) -> list[float]:
-        """Values of `_names`; NaN where no response has a verdict."""
-        responses = [response for group in groups for response in group.responses]
-        values = [
-            np.mean([response.tokens for response in responses]),
-            np.mean([response.finished for response in responses]),
-            len(rows) / len(groups),
-        ]
-        if self.jury is None:
-            return values
-        valid = np.concatenate([group.valid for group in groups])
-        several = [group.total[group.valid] for group in groups if group.valid.sum() > 1]
-        values.append(1 - valid.mean())
-        if not several:
-            return values + [math.nan] * (len(self._names) - len(values))
-        totals = np.concatenate([group.total for group in groups])[valid]
-        axes = (
-            _mean_on(axis, a, groups, rows) for a, axis in enumerate(self.setup.config.data.axes)
-        )
-        return [
-            *values,
-            totals.mean(),
-            np.mean([own.std(ddof=1) for own in several]),
-            np.mean([np.ptp(own) <= pairing.TOLERANCE for own in several]),
-            *axes,
-        ]
-
     def _show(self, step: int, groups: Sequence[groups_lib.Group]) -> None:
         """Appends some responses of a logged turn to WORKDIR/responses.jsonl."""
         config = self.setup.config
@@ -313,14 +274,6 @@ class Maker:
         appender = files.Appender(os.path.join(self.workdir, SHOWN))
         appender.add(_shown(step, group) for group in groups[: config.online.shown])
         appender.close()
-
-
-def _mean_on(axis: str, a: int, groups, rows) -> float:
-    """Mean reward on an axis: of the rubrics that know it, or else that the recipe gave."""
-    found = [value for group in groups if group.known[a] for value in group.axes[group.valid, a]]
-    if not found:
-        found = [own[axis] for row in rows for own in row.rewards.values() if axis in own]
-    return float(np.mean(found)) if found else math.nan
 
 
 def _shown(step: int, group: groups_lib.Group) -> dict[str, Any]:

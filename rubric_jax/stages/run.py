@@ -146,7 +146,7 @@ class Run:
             return loop.Outcome(known, True, {})
         trained = self.path(number, "train")
         if self._online:
-            outcome = online.train(config, trained, self._asked, jury)
+            outcome = online.train(config, trained, self._asked, jury, seed=self._seed(number))
         else:
             outcome, trained = schedule.fit(config, trained)
         if not outcome.finished:
