@@ -77,6 +77,9 @@ class Layout:
                 return n
         raise ValueError(f"No branch {branch!r} in this run; it has {', '.join(self.branches)}.")
 
+    def context_name(self, branch: int) -> str:
+        return self.contexts[self.context_of[branch]]
+
     def branches_of(self, context: int) -> tuple[int, ...]:
         return tuple(n for n, m in enumerate(self.context_of) if m == context)
 
@@ -135,6 +138,15 @@ class TokenKL(NamedTuple):
     reverse: Array  # float32 [B, N, T] in nats, KL(policy || reference)
 
 
+class Steps(NamedTuple):
+    """Steps of the responses: lines, say."""
+
+    index: Array  # int32 [B, N, T] in [0, S), the step of each token
+    # float32 [B, N, N, S] in [-1, 1], no gradient: cosine of the same step's mean states in two
+    # branches; 0 where one of them has no such step
+    similarity: Array
+
+
 class HeadShape(NamedTuple):
     """What a head gives, known before anything runs.
 
@@ -161,7 +173,12 @@ class Logps(NamedTuple):
     # whose tokens all weigh 0 is there nevertheless: only the mask says what is absent.
     weights: Array | None = None
     behaviour: Array | None = None  # float32 [B, N, T] in nats, of the policy that sampled
-    heads: Mapping[str, Array] | None = None  # {head: see HeadShape}, those that a term reads
+    # What follows is there only where the objective asks for it.
+    heads: Mapping[str, Array] | None = None  # {head: what its HeadShape says}
+    steps: Steps | None = None
+    # float32 [B, N, T] in [0, log 2] nats, no gradient: Jensen-Shannon divergence of the
+    # distribution of each token from that of the same response under the clean context
+    js: Array | None = None
 
     @property
     def counted(self) -> Array:

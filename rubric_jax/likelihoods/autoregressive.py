@@ -58,8 +58,38 @@ def token_kl(
     return _in_pieces(piece, (hidden, ref_hidden), chunk)
 
 
+def token_js(
+    hidden: Array, other: Array, unembedding: Array, *, chunk: int, cap: float = 0.0
+) -> Array:
+    """Jensen-Shannon divergence between two readings by one model, at every response token.
+
+    Works in pieces as `token_logps` does. No gradient.
+
+    Args:
+      hidden, other: the states that predict each token, [B, N, T, D].
+      unembedding: [D, V].
+      chunk, cap: as in `token_logps`; the logits of both readings exist at a time.
+
+    Returns divergences [B, N, T] in nats, from 0 to log 2.
+    """
+    arrays = jax.lax.stop_gradient((hidden, other))
+    unembedding = jax.lax.stop_gradient(unembedding)
+
+    def piece(h: Array, o: Array) -> Array:
+        return dense_js(logits(h, unembedding, cap=cap), logits(o, unembedding, cap=cap))
+
+    return _in_pieces(piece, arrays, chunk)
+
+
+def dense_js(logits: Array, other: Array) -> Array:
+    """The same from logits [..., V]."""
+    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+    middle = jnp.logaddexp(p, q) - jnp.log(2.0).astype(p.dtype)
+    return 0.5 * jnp.sum(jnp.exp(p) * (p - middle) + jnp.exp(q) * (q - middle), axis=-1)
+
+
 def dense_kl(policy: Array, ref: Array) -> types.TokenKL:
-    """The same from logits [..., V] of both."""
+    """`token_kl` from logits [..., V] of both."""
     policy, ref = jax.nn.log_softmax(policy), jax.nn.log_softmax(ref)
     return types.TokenKL(
         forward=jnp.sum(jnp.exp(ref) * (ref - policy), axis=-1),

@@ -95,6 +95,7 @@ OBJECTIVES = {
     "token_kl": divergence.token_kl,
     "tdpo": divergence.tdpo,
     "sparsepo": divergence.sparsepo,
+    "dpo_farthest": divergence.dpo_farthest,
     # Reward vectors.
     "modpo": modpo.modpo,
     "modpo_hinge": modpo.modpo_hinge,
@@ -109,6 +110,7 @@ OBJECTIVES = {
     "ranknet": lists.ranknet,
     "ranklist": lists.ranklist,
     "lambda_rank": lists.lambda_rank,
+    "tree_rank": lists.tree_rank,
     # Policy gradients over a group.
     "rloo": groups.rloo,
     "grpo": groups.grpo,
@@ -130,10 +132,13 @@ WITHOUT_REFERENCE = frozenset(
 )
 # These read logps.kl, which takes the reference itself (config.train.reference = "step").
 READS_KL = frozenset({"token_kl", "tdpo", "sparsepo"})
+# These read logps.js, and these logps.steps.
+READS_JS = frozenset({"dpo_farthest"})
+READS_STEPS = frozenset({"tree_rank"})
 # These read labels.rewards.
 READS_REWARDS = frozenset(
     {"modpo", "modpo_hinge", "modpo_rotation", "soft", "squared", "smpo"}
-    | {"plackett_luce", "pro", "listnet", "ranknet", "ranklist", "lambda_rank"}
+    | {"plackett_luce", "pro", "listnet", "ranknet", "ranklist", "lambda_rank", "tree_rank"}
     | {"rloo", "grpo", "papo", "rwr", "regression"}
 )
 # These read labels.axis.
@@ -141,8 +146,10 @@ READS_AXIS = frozenset({"modpo", "modpo_hinge", "bt_user"})
 # These read labels.margin.
 READS_MARGIN = frozenset(
     {"dpo", "sigmoid_norm", "hinge", "robust", "exo_pair", "discopop", "dpop", "flex_dpo"}
-    | {"clipped_dpo", "simpo", "simpo_hinge", "cpo", "soft", "bt"}
+    | {"clipped_dpo", "simpo", "simpo_hinge", "cpo", "soft", "bt", "dpo_farthest"}
 )
+# What is wrong with a term's branches: (layout, **static knobs) -> text, "" if nothing.
+LAYOUT_CHECKS = {"dpo_farthest": divergence.one_response}
 # What only the data can show: (labels, **traced knobs) -> None or ValueError, on the host.
 CHECKS = {"modpo": modpo.check, "modpo_hinge": modpo.check}
 
@@ -196,6 +203,25 @@ class Objective:
     def behaviours(self) -> dict[str, str]:
         """{entry: who sampled its responses} of the terms that ask (see groups.grpo)."""
         return {t.entry: t.static["behaviour"] for t in self.terms if "behaviour" in t.static}
+
+    @property
+    def needs_js(self) -> bool:
+        return any(term.name in READS_JS for term in self.terms)
+
+    @property
+    def steps(self) -> tuple[str, int] | None:
+        """(what ends a step, how many at most) of the terms that read steps; None if none does."""
+        wanted = {
+            (term.static["ends"], term.static["steps"])
+            for term in self.terms
+            if term.name in READS_STEPS
+        }
+        if len(wanted) > 1:
+            raise ValueError(
+                f"The terms of config.objective cut responses into different steps: {wanted}; give "
+                "all of them the same knobs ends and steps."
+            )
+        return next(iter(wanted), None)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -337,6 +363,10 @@ def _resolve(name, function, values, where, known):
     wrong = head_terms.fits(name, shapes, static, known["axes"]) if shapes else ""
     if wrong:
         raise ValueError(f"{where}: {wrong} Set outputs in config.model.heads.")
+    if name in LAYOUT_CHECKS:
+        wrong = LAYOUT_CHECKS[name](known["layout"], **static)
+        if wrong:
+            raise ValueError(f"{where}.{wrong}")
     return static, traced
 
 

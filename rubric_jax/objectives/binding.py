@@ -61,6 +61,7 @@ RANGES = {
     "scale": (">= 0", lambda value: value >= 0),
     "sft": (">= 0", lambda value: value >= 0),
     "skips": (">= 1", lambda value: value >= 1),
+    "steps": (">= 1", lambda value: value >= 1),
     "tail": ("in [0, 1]", lambda value: 0 <= value <= 1),
     "tau": ("in (0, 1)", lambda value: 0 < value < 1),
     "temperature": ("> 0", lambda value: value > 0),

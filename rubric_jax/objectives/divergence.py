@@ -87,6 +87,58 @@ def tdpo(
     )
 
 
+def dpo_farthest(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    win: types.Branch,
+    over: types.Branches,
+    beta: float,
+):
+    """DPO of a response against itself under one of several contexts: the most telling one.
+
+    lose = the branch of `over` whose token distributions are farthest from those of `win`:
+           argmax of the mean over tokens of their Jensen-Shannon divergence, without gradient
+    loss = -log sigmoid(beta * (log-ratio of win - that of lose) - margin)
+
+    The prompt-aware choice of PaMi-VDPO, arXiv:2504.05810 (our reading). Absent branches are not
+    chosen; a row counts if it has `win` and any of them.
+
+    Args:
+      logps: with js, the divergences [B, N, T] from the clean context, in nats.
+      labels: margin [B].
+      win: index of a response under the clean context.
+      over: indices of the same response under the others.
+      beta: strength of the pull towards the reference, > 0.
+
+    Returns:
+      loss [B] in nats, 0 where a branch is absent; metrics, each [B]: `js` of the branch chosen.
+    """
+    index = np.asarray(over)
+    real = (logps.mask[:, index] != 0).astype(logps.policy.dtype)  # [B, K, T]
+    count = jnp.sum(real, axis=-1)
+    far = jnp.sum(logps.js[:, index] * real, axis=-1) / jnp.maximum(count, 1.0)
+    far = jax.lax.stop_gradient(jnp.where(count > 0, far, -1.0))  # [B, K]
+    chosen = jax.nn.one_hot(jnp.argmax(far, axis=-1), len(over), dtype=far.dtype)
+    lose = jnp.sum(chosen * logps.ratio(index), axis=-1)
+    logit = beta * (logps.ratio(win) - lose) - labels.margin
+    present = logps.present(win) * (jnp.max(count, axis=-1) > 0)
+    return scores.silent(present, -jax.nn.log_sigmoid(logit), logit=logit, js=jnp.max(far, axis=-1))
+
+
+def one_response(layout: types.Layout, *, win: int, over: tuple[int, ...]) -> str:
+    """What is wrong with the branches of `dpo_farthest`; "" if nothing."""
+    if layout.context_name(win) != types.CLEAN:
+        return f"win is {layout.branches[win]!r}; it must be read under the clean context."
+    for branch in over:
+        if branch == win or layout.responses[branch] != layout.responses[win]:
+            return (
+                f"over names {layout.branches[branch]!r}; it must name {layout.responses[win]!r} "
+                "under other contexts."
+            )
+    return ""
+
+
 def sparsepo(
     logps: types.Logps,
     labels: types.Labels,

@@ -179,11 +179,56 @@ def lambda_rank(
     implicit, rewards = _ratios(logps, over, beta), _rewards(labels, over, weights)
     present = present_of(logps, over)
     ranked = rewards if rank_by == "labels" else jax.lax.stop_gradient(implicit)
+    losses = -_cost(rewards, ranked, present) * jax.nn.log_sigmoid(_below(implicit))
+    loss = jnp.sum(jnp.where(_ordered(rewards, present), losses, 0.0), axis=(1, 2))
+    return _finish(loss, implicit, rewards, present)
+
+
+def _cost(rewards, ranked, present):
+    """What swapping a pair would cost in nDCG, by the ranks of `ranked`. [B, K, K]."""
     above = present[:, None, :] & (_below(ranked) < 0)  # [B, i, j]: j ranks above i
     rank = 1 + jnp.sum(above, axis=-1)  # [B, K]
     discount = 1 / jnp.log1p(rank.astype(rewards.dtype))
-    cost = jnp.abs(_below(jnp.exp2(rewards))) * jnp.abs(_below(discount))
-    losses = -cost * jax.nn.log_sigmoid(_below(implicit))
+    return jnp.abs(_below(jnp.exp2(rewards))) * jnp.abs(_below(discount))
+
+
+def tree_rank(
+    logps: types.Logps,
+    labels: types.Labels,
+    *,
+    over: types.Branches,
+    beta: float,
+    weights: types.PerAxis,
+    steps: int = 16,
+    ends: str = "\n",
+):
+    """`lambda_rank` by the policy's ranks, where each pair weighs the steps that it shares more.
+
+    loss = sum over R_i > R_j of lambda_ij (-log sigmoid(r_ij))
+    r_ij = beta sum_k (1 + cos_k(i, j)) (log-ratio of step k of i - that of step k of j)
+
+    Preference trees: Liao et al. (TPO), arXiv:2410.12854, Eq. 7 to 10, the weight on the pair as
+    its text says. A common beginning adds nothing. cos is that of the steps' mean hidden states
+    (our choice), 0 where one response has no such step; were it 0 everywhere, this would be
+    `lambda_rank` with rank_by="policy".
+
+    Args:
+      logps: with steps (types.Steps).
+      weights: such that R stays small, as in `lambda_rank`.
+      steps: >= 1, steps of a response at most; what comes after belongs to the last.
+      ends: a token whose text holds this ends a step.
+    """
+    del steps, ends  # read where the steps are found
+    implicit, rewards = _ratios(logps, over, beta), _rewards(labels, over, weights)
+    present, index = present_of(logps, over), np.asarray(over)
+    similarity = logps.steps.similarity[:, index[:, None], index[None]]  # [B, K, K, S]
+    places = np.arange(similarity.shape[-1])[None, None, None]
+    own = logps.steps.index[:, index][..., None] == places  # [B, K, T, S]
+    tokens = (beta * logps.mask * (logps.policy - logps.ref))[:, index]  # [B, K, T]
+    parts = jnp.sum(jnp.where(own, tokens[..., None], 0.0), axis=2)  # [B, K, S]
+    gaps = jnp.sum((1 + similarity) * (parts[:, :, None] - parts[:, None]), axis=-1)
+    cost = _cost(rewards, jax.lax.stop_gradient(implicit), present)
+    losses = -cost * jax.nn.log_sigmoid(gaps)
     loss = jnp.sum(jnp.where(_ordered(rewards, present), losses, 0.0), axis=(1, 2))
     return _finish(loss, implicit, rewards, present)
 

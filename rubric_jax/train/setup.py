@@ -242,6 +242,20 @@ def batches(setup: Setup, data: loading.Source, plan: loading.Plan, **kwargs):
     )
 
 
+def step_ends(setup: Setup, text: str) -> np.ndarray:
+    """Which tokens hold this text: bool [V]. ValueError if none does."""
+    tokenizer = setup.processor.hf.tokenizer
+    texts = tokenizer.batch_decode([[i] for i in range(min(len(tokenizer), setup.vlm.vocab))])
+    found = np.zeros(setup.vlm.vocab, bool)
+    found[: len(texts)] = [text in token for token in texts]
+    if not found.any():
+        raise ValueError(
+            f"The objective reads steps that end with {text!r}, but no token holds that; give its "
+            "knob `ends` a text of one token, such as a line break or a full stop."
+        )
+    return found
+
+
 def load(setup: Setup, directory: pathlib.Path | None = None) -> types.Params:
     """Reads a checkpoint (the policy's by default) onto the mesh; heads that it lacks are new."""
     directory = directory or setup.directory
@@ -274,9 +288,11 @@ def draw(setup: Setup) -> Callable[[types.Batch, jax.Array | None], types.Batch]
 
 
 def task(setup: Setup, objective: objectives.Objective | None) -> step_lib.Task:
-    """The parts of a step of this run."""
+    """What a step or a pass of this run is made of."""
+    steps = objective.steps if objective is not None else None
+    ends = step_ends(setup, steps[0]) if steps else None
     chunk = setup.config.model.logps_chunk
-    return step_lib.Task(setup.vlm, setup.layout, objective, chunk, draw(setup))
+    return step_lib.Task(setup.vlm, setup.layout, objective, chunk, draw(setup), ends)
 
 
 def pass_function(setup: Setup, function: Callable = step_lib.branch_logps) -> Callable:

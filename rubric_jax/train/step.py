@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rubric_jax import paths, types
 from rubric_jax.likelihoods import autoregressive
+from rubric_jax.likelihoods import steps as steps_lib
 
 Array = types.Array
 Params = types.Params
@@ -50,6 +52,7 @@ class Task(NamedTuple):
     logps_chunk: int
     # (batch, steps taken or None for an evaluation) -> batch with pictures drawn in the step
     draw: Callable[[types.Batch, Array | None], types.Batch] = lambda batch, done: batch
+    step_ends: Any = None  # bool [V], the tokens that end a step, if the objective reads steps
 
 
 def init(params: Params, tx: optax.GradientTransformation, trainable, loss_state) -> State:
@@ -188,7 +191,8 @@ def _refreshed(refresh: Refresh, done: Array, params: Params, ref: Params) -> Pa
 def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params, total):
     """Sum of the row losses over `total`; metrics alike."""
     read = task.objective.heads
-    states, kl, ref_states = _states(task, params, batch, bool(read)), None, None
+    at_tokens = bool(read) or task.objective.steps is not None
+    states, kl, ref_states = _states(task, params, batch, at_tokens), None, None
     policy = _logps(task, states, batch)
     if ref_params is not None:
         ref_states = _states(task, ref_params, batch, bool(read))
@@ -206,7 +210,15 @@ def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params,
         ref = jnp.zeros_like(policy)
     heads = _heads(task, read, params, states, ref_states, batch) if read else None
     logps = types.Logps(
-        policy, ref, batch.mask, kl, spans=batch.spans, behaviour=batch.behaviour, heads=heads
+        policy,
+        ref,
+        batch.mask,
+        kl,
+        spans=batch.spans,
+        behaviour=batch.behaviour,
+        heads=heads,
+        steps=_steps(task, states, batch) if task.objective.steps else None,
+        js=_js(task, states, batch) if task.objective.needs_js else None,
     )
     losses, metrics, loss_state = task.objective(knobs, loss_state, logps, batch.labels)
     rows = _rows(batch)
@@ -246,6 +258,27 @@ def _kl(task: Task, states, ref_states, batch: types.Batch) -> types.TokenKL:
         *states, *ref_states, chunk=task.logps_chunk, cap=task.vlm.logit_cap
     )
     return jax.tree.map(lambda values: jnp.where(batch.mask != 0, values, 0.0), found)
+
+
+def _js(task: Task, states, batch: types.Batch) -> Array:
+    """Of the branches that read the response of a clean branch under another context; else 0."""
+    layout, (hidden, unembedding) = task.layout, _predicting(states, batch)
+    clean = {r: n for n, r in enumerate(layout.responses) if layout.context_name(n) == types.CLEAN}
+    pairs = [(n, clean[r]) for n, r in enumerate(layout.responses) if clean.get(r, n) != n]
+    found = jnp.zeros(batch.mask.shape, jnp.float32)
+    if not pairs:
+        return found
+    these, others = (np.array(side) for side in zip(*pairs, strict=True))
+    arrays = hidden[:, these], hidden[:, others], unembedding
+    js = autoregressive.token_js(*arrays, chunk=task.logps_chunk, cap=task.vlm.logit_cap)
+    found = found.at[:, these].set(js)
+    return jnp.where(batch.mask != 0, found, 0.0)
+
+
+def _steps(task: Task, states, batch: types.Batch) -> types.Steps:
+    _, count = task.objective.steps
+    given = batch.responses, batch.mask, task.step_ends
+    return steps_lib.find(states[0][:, :, 1:], *given, count)
 
 
 def _heads(task: Task, names, params: Params, states, ref_states, batch) -> dict[str, Array]:

@@ -65,6 +65,28 @@ def test_divergence_of_three_tokens_by_hand():
         np.testing.assert_allclose(found.reverse, 0.4 * np.log(16 / 15), rtol=1e-12)
 
 
+def test_jensen_shannon_divergence_by_hand():
+    """Of (1/2, 1/2, 0) and (1/2, 0, 1/2): half of both lies where the other has none."""
+    tiny = 1e-300
+    with jax.enable_x64(True):
+        p, q = jnp.log(jnp.array([0.5, 0.5, tiny])), jnp.log(jnp.array([0.5, tiny, 0.5]))
+        np.testing.assert_allclose(autoregressive.dense_js(p, q), 0.5 * np.log(2), rtol=1e-12)
+        np.testing.assert_allclose(autoregressive.dense_js(p, p), 0.0, atol=1e-15)
+
+
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_jensen_shannon_in_chunks_is_symmetric_and_without_gradient(chunk):
+    rng = np.random.default_rng(0)
+    h, o = rng.normal(size=(2, 2, 3, 5, 8)).astype(np.float32)
+    w = rng.normal(size=(8, 17)).astype(np.float32)
+    found = autoregressive.token_js(h, o, w, chunk=chunk)
+    np.testing.assert_allclose(found, autoregressive.dense_js(h @ w, o @ w), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found, autoregressive.token_js(o, h, w, chunk=chunk), rtol=1e-4)
+    assert (np.asarray(found) <= np.log(2) + 1e-6).all()
+    slopes = jax.grad(lambda *a: autoregressive.token_js(*a, chunk=chunk).sum(), argnums=(0, 1, 2))
+    assert not any(np.any(leaf) for leaf in slopes(h, o, w))
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_divergence_in_chunks_equals_the_dense_route_in_float64(chunk):
     # The dense route in float64, with the softmax written out; the other in float32.

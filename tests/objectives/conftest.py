@@ -58,6 +58,13 @@ def _pad(rows, fill=0.0):
     return out
 
 
+def _steps(mask, dtype):
+    """The first two tokens of every response are step 0, the others step 1 of two."""
+    index = np.broadcast_to(np.arange(4) // 2, mask.shape).astype(np.int32)
+    similarity = np.linspace(-0.5, 0.9, 2 * 4 * 4 * 2).reshape(2, 4, 4, 2)
+    return types.Steps(index, ((similarity + similarity.swapaxes(1, 2)) / 2).astype(dtype))
+
+
 def fixture_p(dtype=np.float64, fill=0.0):
     """(logps, labels) of fixture P; `fill` goes into the padding."""
     mask = _pad([[np.ones(len(tokens)) for tokens in row] for row in POLICY])
@@ -83,6 +90,10 @@ def fixture_p(dtype=np.float64, fill=0.0):
         types.TokenKL(*(values.astype(dtype) for values in kl)),
         {"": spans},
         heads=heads,
+        steps=_steps(mask, dtype),
+        js=_pad(
+            [[0.05 * (n + 1) * np.abs(t) for n, t in enumerate(row)] for row in POLICY], fill
+        ).astype(dtype),
     )
     rewards = np.zeros((2, 4, 3), dtype)
     rewards[:, :2] = REWARDS

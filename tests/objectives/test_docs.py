@@ -14,7 +14,7 @@ HEADS = ast.literal_eval(re.search(r"config.model.heads = (\{.*?\n\})", PAGE, re
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.splitlines()]
 RESPONSES = tuple(f"response_{k}" for k in range(3))
-HARDER = ("rejected@other", "chosen@favoured", "rejected@favoured")
+HARDER = ("chosen@other", "rejected@other", "chosen@favoured", "rejected@favoured")
 LAYOUT = types.Layout.of(
     ("chosen", "rejected", "chosen@corrupted", "reference_answer", *HARDER, *RESPONSES)
 )

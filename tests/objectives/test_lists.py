@@ -55,6 +55,46 @@ def test_list_terms_by_hand(make_list, term, labels, knobs, expected):
     np.testing.assert_allclose(metrics["concordance"], [5 / 6])  # only (1, 2) is turned round
 
 
+def steps_of(logps, similarity):
+    """One token a step."""
+    count = logps.mask.shape[-1]
+    index = np.broadcast_to(np.arange(count), logps.mask.shape)
+    return logps._replace(steps=types.Steps(index, similarity))
+
+
+def test_tree_rank_of_two_by_hand(make_list):
+    """Steps differ by 0 and 0.4 nats at cosines of 1 and 0.5: beta 1.5 x 0.4 = 0.3 at beta 0.5."""
+    logps, labels = make_list([0.0, 0.0], [1.0, 0.0], tokens=2)
+    logps = logps._replace(policy=logps.ref + np.array([[[0.7, 0.1], [0.7, -0.3]]]))
+    similarity = np.broadcast_to(np.array([1.0, 0.5]), (1, 2, 2, 2))
+    loss, _ = lists.tree_rank(steps_of(logps, similarity), labels, **{**KNOBS, "over": (0, 1)})
+    # lambda: 2^1 - 2^0 = 1, and the ranks are 1 and 2.
+    cost = 1 / np.log(2) - 1 / np.log(3)
+    np.testing.assert_allclose(loss, [cost * 0.5543552445], rtol=1e-9)
+
+
+def test_tree_rank_between_unlike_steps_is_lambda_rank(make_list):
+    logps, labels = make_list(DELTA, PHI)
+    found = lists.tree_rank(steps_of(logps, np.zeros((1, 4, 4, 1))), labels, **KNOBS)[0]
+    np.testing.assert_allclose(found, [0.9481193472], rtol=1e-9)
+    alike = lists.tree_rank(steps_of(logps, np.ones((1, 4, 4, 1))), labels, **KNOBS)[0]
+    np.testing.assert_allclose(
+        alike, lists.lambda_rank(logps, labels, **{**KNOBS, "beta": 1.0}, rank_by="policy")[0]
+    )
+
+
+def test_a_common_beginning_adds_nothing_to_tree_rank(make_list):
+    logps, labels = make_list([0.0, 0.0], [1.0, 0.0], tokens=2)
+    similarity = np.full((1, 2, 2, 2), 0.3)
+
+    def loss(first):
+        policy = logps.ref + jnp.stack([jnp.stack([first, 0.2]), jnp.stack([first, -0.1])])[None]
+        seen = steps_of(logps._replace(policy=policy), similarity)
+        return lists.tree_rank(seen, labels, **{**KNOBS, "over": (0, 1)})[0].sum()
+
+    assert jax.grad(loss)(jnp.asarray(0.4)) == 0
+
+
 def _pro_data(make_list):
     """Mean log-probabilities -0.8, -1.0, -0.9, -1.4 over ten tokens each."""
     return make_list([0.2, 0.0, 0.1, -0.4], REWARDS, tokens=10)

@@ -12,7 +12,7 @@ from rubric_jax import objectives, types
 from tests.objectives.conftest import SHAPES
 
 AXES = ("correctness", "grounding", "format")
-LAYOUT = types.Layout.of(("chosen", "rejected", "chosen@corrupted", "reference_answer"))
+LAYOUT = types.Layout.of(("chosen", "rejected", "chosen@corrupted", "chosen@other"))
 PAIR = {"win": "chosen", "lose": "rejected", "beta": 0.1}
 SIDES = {"win": "chosen", "lose": "rejected"}
 WEIGHTS = [0.5, 0.3, 0.2]
@@ -33,7 +33,7 @@ SPECS = {  # one entry for each term of the table
         "hard_win": "chosen",
         "hard_lose": "rejected",
         "easy_win": "chosen@corrupted",
-        "easy_lose": "reference_answer",
+        "easy_lose": "chosen@other",
         "beta": 0.1,
     },
     "bco": PAIR,
@@ -95,7 +95,7 @@ VARIANTS = {  # and one for each further way to set it up
     "ipo, mean": {**PAIR, "tokens": "mean"},
     "ipo, forward_kl": {**PAIR, "divergence": "forward_kl"},
     "bco, none": {**PAIR, "delta": "none"},
-    "kto, kl": {**PAIR, "kl": "reference_answer", "z0": 0.1},
+    "kto, kl": {**PAIR, "kl": "chosen@other", "z0": 0.1},
     "nll, sum": {"on": "chosen", "reduce": "sum"},
     "nll, batch_tokens": {"on": "chosen", "reduce": "batch_tokens"},
     "anchor, below": {"on": "rejected", "beta": 0.1, "sign": -1},
@@ -266,13 +266,13 @@ def test_every_term_says_truly_which_heads_it_reads(case, pairs32):
 
 @pytest.mark.parametrize("absent", range(4))
 def test_every_term_needs_each_branch_that_it_names(case, pairs32, absent):
-    """But kto, which counts the side that is there."""
+    """But kto, which counts the side that is there, and dpo_farthest, which takes another."""
     logps, labels = pairs32
     mask = np.array(logps.mask)
     mask[1, absent] = 0
     loss, _, gradient, _ = evaluate(case, logps._replace(mask=mask), labels)
     np.testing.assert_array_equal(gradient[1, absent], 0)
-    if absent in named(objective_of(case)) and name_of(case) != "kto":
+    if absent in named(objective_of(case)) and name_of(case) not in ("kto", "dpo_farthest"):
         assert loss[1] == 0
         np.testing.assert_array_equal(gradient[1], 0)
 
@@ -302,6 +302,17 @@ def test_every_term_says_truly_whether_it_reads_the_divergence(case, pairs32):
     moved = types.TokenKL(*(np.float32(values * [[[2.0]], [[3.0]]]) for values in logps.kl))
     changed = evaluate(case, logps._replace(kl=moved), labels)[0] != evaluate(case, *pairs32)[0]
     assert changed.all() if objective_of(case).needs_kl else not changed.any()
+
+
+def test_every_term_says_truly_whether_it_reads_js_and_steps(case, pairs32):
+    logps, labels = pairs32
+    before = evaluate(case, *pairs32)[0]
+    other = np.float32([0, 0, 0.3, -0.3])[None, :, None] + logps.js  # another branch is farthest
+    changed = evaluate(case, logps._replace(js=other), labels)[0] != before
+    assert changed.any() if objective_of(case).needs_js else not changed.any()
+    steps = logps.steps._replace(similarity=0.5 * logps.steps.similarity)
+    changed = evaluate(case, logps._replace(steps=steps), labels)[0] != before
+    assert changed.all() if objective_of(case).steps else not changed.any()
 
 
 def test_every_term_says_truly_whether_it_reads_rewards(case, pairs32):
@@ -626,6 +637,15 @@ def test_check_names_the_pair_that_modpo_cannot_weigh(pairs32):
             "dpo.with.wpo takes win and lose from its term",
         ),
         ({"nll": {"on": "chosen", "with": {"wpo": {}}}}, "nll has no win and lose"),
+        (
+            {"dpo_farthest": {"win": "chosen", "over": ["rejected", "chosen@other"], "beta": 1}},
+            "dpo_farthest.over names 'rejected'; it must name 'chosen' under other contexts",
+        ),
+        (
+            {"dpo_farthest": {"win": "chosen@other", "over": "chosen*", "beta": 1}},
+            "dpo_farthest.win is 'chosen@other'; it must be read under the clean context",
+        ),
+        ({"tree_rank": {**LIST, "beta": 1, "steps": 0}}, "tree_rank.steps is 0; it must be >= 1"),
         ({"bt": {**SIDES, "head": "scor"}}, "bt.head is 'scor'.*Did you mean 'score'"),
         ({"bt": {**SIDES, "head": "mask"}}, "bt.head is 'mask'.* per token; .* per branch"),
         ({"bt": {**SIDES, "head": "scores"}}, "bt: head has 3 output.*; bt needs 1"),
@@ -658,7 +678,7 @@ def test_build_names_what_is_wrong(spec, message):
     ("over", "expected"),
     [
         ("all", (0, 1, 2, 3)),
-        ("chosen*", (0, 2)),
+        ("chosen*", (0, 2, 3)),
         (["rejected", "chosen"], (1, 0)),
         (("chosen@corrupted", "chosen"), (2, 0)),
     ],

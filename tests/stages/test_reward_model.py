@@ -5,18 +5,12 @@ import functools
 import pathlib
 import shutil
 import tempfile
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rubric_jax import checkpoint, objectives, paths, stages, types
-from rubric_jax.models import heads as heads_lib
+from rubric_jax import checkpoint, paths, stages
 from rubric_jax.train import setup
-from rubric_jax.train import step as step_lib
-from tests import toys
 from tests.train import runs, steps
 
 HEADS = {"reward": {"head": "last"}, "router": {"head": "prompt", "outputs": 2}}
@@ -107,44 +101,6 @@ def test_heads_of_the_reference_need_it_in_the_step():
     made = dataclasses.replace(made, train=dataclasses.replace(made.train, reference="cache"))
     with pytest.raises(ValueError, match="set it to 'step'"):
         setup.objective(made)
-
-
-class Flat(NamedTuple):
-    """A model whose state before each token is a parameter: for steps without a transformer."""
-
-    heads: tuple
-
-    def hidden(self, params, batch, layout, last=False):
-        return params["states"][None] + jnp.zeros((len(batch.mask), 1, 1, 1))
-
-    def unembed(self, params):
-        return params["unembedding"]
-
-
-def test_masks_learn_beside_the_policy_from_the_reference_s_states():
-    spec = {"sparsepo": {**steps.PAIR, "mask": "m", "kl_mask": "a", "l1": 0.01}}
-    heads = {"m": {"head": "mask"}, "a": {"head": "activation"}}
-    layout = types.Layout.of(("chosen", "rejected"))
-    objective = objectives.build(spec, layout, (), heads_lib.shapes(heads))
-    bound, rng = heads_lib.bind(heads), np.random.default_rng(0)
-    task = step_lib.Task(Flat(bound), layout, objective, logps_chunk=6)
-
-    def made():
-        states, unembedding = rng.normal(size=(2, 6, 8)), rng.normal(size=(8, 64))
-        own = heads_lib.init(bound, jax.random.key(0), 8)
-        return {"states": states, "unembedding": unembedding, "heads": own}
-
-    batch = toys.batch(toys.llava.build(toys.HF), layout, rows=2, ref=False)
-    params, ref_params = made(), made()
-    one = jnp.ones(())
-
-    def loss(params, ref_params):
-        given = (batch, objective.knobs, objective.init_state(), ref_params, one)
-        return step_lib._loss(task, params, *given)[0]
-
-    slopes, into_reference = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, ref_params)
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(slopes))
-    assert not any(np.any(leaf != 0) for leaf in jax.tree.leaves(into_reference))
 
 
 @pytest.mark.slow

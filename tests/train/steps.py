@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import types as types_lib
 
 import jax
 import numpy as np
@@ -29,8 +30,20 @@ OPTIMIZER = config_lib.Optimizer(
 )
 
 
+class Tokenizer:
+    """64 tokens, of which every fifth holds a line break."""
+
+    def __len__(self):
+        return 64
+
+    def batch_decode(self, rows):
+        return ["\n" * (ids[0] % 5 == 0) for ids in rows]
+
+
 class Processor:
     """What a step asks of one: the toy pictures are normal noise, black is -2 and white 2."""
+
+    hf = types_lib.SimpleNamespace(tokenizer=Tokenizer())
 
     def pixels(self, image):
         return np.asarray(image, np.float32) / 255 * 4 - 2
