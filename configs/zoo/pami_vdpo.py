@@ -1,13 +1,14 @@
-"""PaMi-VDPO-like: the answer under the clip against the same answer under an augmented clip.
+"""PaMi-VDPO: an answer under its clip against the same under the most telling changed clip.
 
   python -m rubric_jax train --config=configs/zoo/pami_vdpo.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
 
-Conditional DPO over a video. The paper picks, per prompt, one of N augmentations in the step; here
-the clip is shuffled, or comes as a column. Columns: chosen, images (frames), weight (to weigh
-noisy samples down), corrupted_images if you chose the clips.
+Conditional DPO over a video, with a bank of changed clips. In the step each row takes the clip
+under which the policy's distributions along the answer are farthest (Jensen-Shannon, without
+gradient) from those under the true clip. Columns: chosen, images (frames), weight (to weigh noisy
+samples down).
 
-Ours: beta 0.1, single frames are shuffled.
+Ours: beta 0.1, the bank, the mean over the answer's tokens.
 """
 
 from configs import llava
@@ -16,16 +17,19 @@ METHOD = {
     "row": 12,
     "name": "PaMi-VDPO",
     "paper": "arXiv:2504.05810",
-    "status": "partial",
-    "missing": (
-        "choosing among several augmented clips in the step, by the policy's own distributions"
-    ),
+    "status": "your data",
+    "missing": "the filter that keeps clips visually close; the weights of noisy samples",
 }
 
 
 def get_config():
     config = llava.get_config()
-    config.data.branches = ("chosen", "chosen@corrupted")
-    config.data.contexts = {"corrupted": {"corruption": "frame_shuffle"}}
-    config.objective = {"dpo": {"win": "chosen", "lose": "chosen@corrupted", "beta": 0.1}}
+    config.data.contexts = {
+        "shuffled": {"corruption": "frame_shuffle"},
+        "reversed": {"corruption": "frame_reverse"},
+        "cropped": {"corruption": "crop"},
+    }
+    bank = [f"chosen@{context}" for context in config.data.contexts]
+    config.data.branches = ("chosen", *bank)
+    config.objective = {"dpo_farthest": {"win": "chosen", "over": bank, "beta": 0.1}}
     return config

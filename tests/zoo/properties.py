@@ -162,11 +162,16 @@ def uv_cot(values):
     close(bound(logps, labels._replace(margin=np.full(2, 0.15))), [0.7235971131, 0.8429153336])
 
 
-def one_conditional(values):
+def pami(values):
     bound = Bound(values)
-    close(bound(*bound.pairs(CHOSEN, CORRUPTED)), [0.6587595555, 0.6981596805])
-    logps, labels = bound.pairs(CHOSEN, CHOSEN)
-    close(bound.slopes(logps, labels).sum(axis=1), [0.0, 0.0])
+    logps, labels = bound.ratios([0.4, -0.5, 0.1, 0.0])
+    for far, logit in ((1, 0.09), (2, 0.03), (3, 0.04)):
+        js = np.full((1, 4, 1), 0.1)
+        js[0, far] = 0.3
+        seen = logps._replace(js=js)
+        close(bound(seen, labels), [math.log1p(math.exp(-logit))])
+        slopes = bound.slopes(seen, labels)[0]
+        assert np.flatnonzero(slopes).tolist() == [0, far]
 
 
 def adpo(values):
@@ -503,8 +508,25 @@ def bridge(values):
 
 def tpo_trees(values):
     bound = Bound(values)
-    found = bound(*bound.ratios([0.6, 0.2, 0.5, -0.4], [1, 2 / 3, 1 / 3, 0]))
-    close(found, [0.9481193472])
+
+    def loss(parts, rewards, cosines):
+        """Of responses of two steps of a token each."""
+        logps, labels = bound.ratios(np.zeros(len(parts)), rewards)
+        ref, mask = (np.repeat(part, 2, axis=2) for part in (logps.ref, logps.mask))
+        policy = ref.copy()
+        policy[0, : len(parts)] += parts
+        steps = types.Steps(
+            np.broadcast_to(np.arange(2), ref.shape), np.broadcast_to(cosines, (1, 10, 10, 2))
+        )
+        return bound(types.Logps(policy, ref, mask, steps=steps), labels)
+
+    # Steps that have nothing in common: its LambdaRank alone.
+    ratios = np.array([0.6, 0.2, 0.5, -0.4])
+    parts = np.stack([ratios, 0 * ratios], axis=1)
+    close(loss(parts, [1, 2 / 3, 1 / 3, 0], np.zeros(2)), [0.9481193472])
+    # Gaps of 0 and 0.4 at cosines of 1 and 0.5, between ranks 1 and 2.
+    pair = loss([[0.7, 0.1], [0.7, -0.3]], [1, 0], np.array([1.0, 0.5]))
+    close(pair, [(1 / math.log(2) - 1 / math.log(3)) * 0.5543552445])
 
 
 def ranklist(values):
@@ -590,7 +612,7 @@ PROPERTIES = {
     7: ospo,
     9: uv_cot,
     10: two_pictures,
-    12: one_conditional,
+    12: pami,
     13: adpo,
     17: dcd,
     18: molpo,
