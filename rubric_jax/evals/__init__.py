@@ -3,7 +3,8 @@
 rewards   reward per axis and in total, share of responses that pass every essential criterion
 answers   right final answer, and share of responses in which an answer was found at all
 lengths   tokens and words of a response, share that ended by themselves: drift of style
-pairs     implicit rewards on held-out preference data: accuracy and margin
+pairs     implicit rewards on held-out preference data, and scores of heads of one output: accuracy
+          and margin
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from rubric_jax import config
 from rubric_jax.evals import answers, lengths, rewards
 from rubric_jax.evals.bootstrap import Interval, interval, mean_of
-from rubric_jax.evals.pairs import implicit
+from rubric_jax.evals.pairs import implicit, of_head
 from rubric_jax.recipes import groups as groups_lib
 
 # (groups, axes, *, pattern) -> {measure: float64 [groups], NaN where an instance has none}
@@ -59,4 +60,4 @@ def check(names: Sequence[str], pattern: str = "") -> None:
         )
 
 
-__all__ = ["EVALS", "Interval", "check", "implicit", "interval", "mean_of", "measure"]
+__all__ = ["EVALS", "Interval", "check", "implicit", "interval", "mean_of", "measure", "of_head"]

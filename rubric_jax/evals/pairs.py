@@ -1,4 +1,4 @@
-"""What a policy's implicit rewards say about preference pairs."""
+"""What a policy's rewards, implicit or of its heads, say about preference pairs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ def implicit(policy: np.ndarray, reference: np.ndarray) -> dict[str, np.ndarray]
     The margin is log(pi/ref)(chosen) - log(pi/ref)(rejected), in nats (the implicit reward over
     beta); accuracy 1 where it is above 0, 1/2 where it is 0.
     """
-    margin = np.subtract(*(np.asarray(policy, np.float64) - reference).T)
+    return _measures(np.asarray(policy, np.float64) - reference, "pair")
+
+
+def of_head(name: str, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """`<name> accuracy` and `<name> margin` of a head's scores [pairs, 2] of (chosen, rejected)."""
+    return _measures(np.asarray(scores, np.float64), name)
+
+
+def _measures(rewards: np.ndarray, name: str) -> dict[str, np.ndarray]:
+    margin = np.subtract(*rewards.T)
     return {
-        "pair accuracy": (margin > 0) + 0.5 * (margin == 0),
-        "pair margin": margin,
+        f"{name} accuracy": (margin > 0) + 0.5 * (margin == 0),
+        f"{name} margin": margin,
     }

@@ -8,6 +8,7 @@ A head that a checkpoint has is kept with it; one that it lacks starts from the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -62,6 +63,14 @@ def tensors(directory: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{_file(directory)} cannot be read ({error}); fetch or copy the checkpoint again."
         ) from error
+
+
+def fingerprint(directory: str | pathlib.Path) -> str:
+    """Hex digest of the heads that a checkpoint has; "" if none."""
+    if not saved(directory):
+        return ""
+    parts = (_file(directory).with_name("config.json"), _file(directory))
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
 
 
 def load(directory, vlm: vlm_lib.VLM, shapes, *, seed: int, shardings) -> Params:

@@ -29,7 +29,7 @@ import numpy as np
 from rubric_jax import checkpoint, evals, judges, models, recipes, report, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import instructions, sources
-from rubric_jax.models import weights
+from rubric_jax.models import head_files, weights
 from rubric_jax.rubrics import pool as pool_lib
 from rubric_jax.rubrics import records
 from rubric_jax.stages import checks, evaluate, files, online, pair, policies, schedule, training
@@ -312,7 +312,9 @@ class Run:
     def _fingerprint(self, number: int) -> str:
         """Of the weights that round `number` starts from."""
         policy = self._policy(number)
-        return weights.fingerprint(policy, models.build(self.config.model.family, policy).weights)
+        vlm = models.build(self.config.model.family, policy)
+        own, heads = weights.fingerprint(policy, vlm.weights), head_files.fingerprint(policy)
+        return f"{own} {heads}" if heads else own
 
     def _seed(self, number: int) -> int:
         """Of what round `number` draws, apart from its training; 0 = the evaluation."""
@@ -469,8 +471,9 @@ class Run:
         self._sample(self._policy(number), out, number, config, (str(prompts), ""))
 
     def _pairs(self, number: int) -> dict[str, np.ndarray]:
-        """Pair accuracy on held-out preference data, against the base's implicit rewards."""
-        sums, data = [], self.config.data
+        """Pair accuracy on held-out preference data: of the implicit rewards against the base's,
+        and of the scores of the heads that the policy has."""
+        sums, data, heads = [], self.config.data, {}
         path = self.config.evaluation.pairs
         for which in dict.fromkeys((number, 0)):
             file = files.File(
@@ -505,7 +508,19 @@ class Run:
                 setup_lib.barrier()
             with np.load(file.path) as arrays:
                 sums.append(arrays["sums"])
-        return evals.implicit(sums[0], sums[-1])
+                if which == number:
+                    heads = _heads(arrays, self._policy(number + 1))
+        return evals.implicit(sums[0], sums[-1]) | heads
+
+
+def _heads(arrays: Mapping[str, np.ndarray], policy: str) -> dict[str, np.ndarray]:
+    """Measures of the heads per branch, of one output, that were trained with a policy."""
+    found: dict[str, np.ndarray] = {}
+    for name in head_files.saved(policy):
+        scores = arrays.get(f"heads/{name}")
+        if scores is not None and scores.shape[-1] == 1:
+            found |= evals.of_head(name, scores[..., 0])
+    return found
 
 
 def _name(number: int) -> str:

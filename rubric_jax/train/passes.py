@@ -18,21 +18,37 @@ from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
 
 
-def values(
+def logps(
     setup: setup_lib.Setup,
     params: types.Params,
     data: loading.Source,
     plan: loading.Plan,
     *,
-    function: Callable = step_lib.branch_logps,
+    wanted: Callable[[np.ndarray], bool] = lambda rows: True,
+    title: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (rows int64 [b], log-probabilities float32 [b, N, T]) per batch, on every process.
+
+    Args:
+      wanted: of a batch's rows (-1 = padding), whether to compute it; others are not even loaded.
+    """
+    function = step_lib.branch_logps
+    return values(function, setup, params, data, plan, wanted=wanted, title=title)
+
+
+def values(
+    function: Callable,
+    setup: setup_lib.Setup,
+    params: types.Params,
+    data: loading.Source,
+    plan: loading.Plan,
+    *,
     wanted: Callable[[np.ndarray], bool] = lambda rows: True,
     title: str,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yields (rows int64 [b], a tree of [b, ...]) per batch, on every process.
+    """Yields (rows int64 [b], a tree of [b, ...]) per batch, on every process; see `logps`.
 
-    Args:
-      function: (task, params, batch) -> the tree; log-probabilities float32 [b, N, T] by default.
-      wanted: of a batch's rows (-1 = padding), whether to compute it; others are not even loaded.
+    function: (task, params, batch) -> the tree.
     """
     function = setup_lib.pass_function(setup, function)
     steps = [step for step in range(plan.steps_per_epoch) if wanted(plan(step)[1])]
@@ -88,12 +104,12 @@ def fill_references(
     def wanted(rows: np.ndarray) -> bool:
         return not missing.isdisjoint(data.prepared.keys(rows[rows >= 0]))
 
-    title = "reference log-probabilities"
-    for rows, logps in values(setup, load(), data, plan, wanted=wanted, title=title):
+    found = logps(setup, load(), data, plan, wanted=wanted, title="reference log-probabilities")
+    for rows, values in found:
         if setup.is_writer:
             keys = data.prepared.keys(rows)
             lengths = data.index["response_lengths"][rows].reshape(-1)
-            flat = logps.reshape(len(rows) * branches, -1)
+            flat = values.reshape(len(rows) * branches, -1)
             new = {k: v[:n] for k, v, n in zip(keys, flat, lengths, strict=True) if k in missing}
             store.put(new.items())
             missing -= new.keys()
@@ -119,11 +135,9 @@ def score(
         for name, head in setup.vlm.heads
         if head.shape.of == "branch"
     }
-    function = step_lib.branch_scores
-    for rows, found in values(setup, params, data, plan, function=function, title="score"):
-        logps = found["logps"]
-        width = min(logps.shape[-1], table.shape[-1])  # batches are padded beyond the longest
-        table[rows, :, :width] = logps[..., :width]
+    for rows, found in values(step_lib.branch_scores, setup, params, data, plan, title="score"):
+        width = min(found["logps"].shape[-1], table.shape[-1])  # padded beyond the longest
+        table[rows, :, :width] = found["logps"][..., :width]
         for name, scores in heads.items():
             scores[rows] = found[name]
     return {

@@ -150,6 +150,16 @@ def test_what_a_checkpoint_has_is_read_back_and_the_rest_is_new(tmp_path):
     np.testing.assert_array_equal(found["users"]["table"], 0.5)
 
 
+def test_a_fingerprint_is_that_of_the_heads_alone(tmp_path):
+    assert head_files.fingerprint(tmp_path) == ""
+    params = saved(tmp_path, {"reward": {"head": "last"}})
+    before = head_files.fingerprint(tmp_path)
+    assert before == head_files.fingerprint(tmp_path)
+    changed = jax.tree.map(lambda leaf: leaf + 1, params)
+    head_files.write(tmp_path, changed, heads.complete({"reward": {"head": "last"}}))
+    assert before != head_files.fingerprint(tmp_path)
+
+
 def test_new_heads_come_from_the_seed(tmp_path):
     first, again, other = (load(tmp_path, {"reward": {"head": "last"}}, seed=s) for s in (0, 0, 1))
     np.testing.assert_array_equal(first["reward"]["kernel"], again["reward"]["kernel"])

@@ -5,7 +5,7 @@ import pytest
 
 from rubric_jax import models, paths
 from rubric_jax.data import scenes
-from rubric_jax.models import soup, weights
+from rubric_jax.models import head_files, heads, soup, weights
 
 SPICED = {"a": {"kernel": [[1.0, 2.0]]}, "b": [4.0]}
 PLAIN = {"a": {"kernel": [[3.0, -2.0]]}, "b": [0.0]}
@@ -69,6 +69,22 @@ def test_weights_must_sum_to_one(bad):
 def test_every_member_has_a_weight(count):
     with pytest.raises(ValueError, match=r"2 weights, but (1|more) members"):
         soup.soup([tree(PLAIN)] * count, [0.5, 0.5])
+
+
+def test_heads_are_averaged_where_all_members_have_them(tmp_path):
+    spec = heads.complete({"reward": {"head": "last"}})
+    for name in ("0", "1", "2"):
+        scenes.write_model(tmp_path / name, width=16, depth=1, vision_width=16, vision_depth=1)
+        params = heads.init(heads.bind(spec), jax.random.key(int(name)), 16)
+        if name != "2":
+            head_files.write(tmp_path / name, params, spec)
+    vlm = models.build("llava", tmp_path / "0")
+    a, b = (head_files.tensors(tmp_path / name)["reward/kernel"] for name in "01")
+    soup.write(tmp_path / "both", [tmp_path / "0", tmp_path / "1"], [1.5, -0.5], vlm)
+    found = head_files.tensors(tmp_path / "both")["reward/kernel"]
+    np.testing.assert_allclose(found, 1.5 * a - 0.5 * b, atol=1e-6)
+    soup.write(tmp_path / "one", [tmp_path / "0", tmp_path / "2"], [1.5, -0.5], vlm)
+    np.testing.assert_array_equal(head_files.tensors(tmp_path / "one")["reward/kernel"], a)
 
 
 def test_directories_make_a_directory(tmp_path):

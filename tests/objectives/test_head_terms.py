@@ -24,7 +24,7 @@ def read(branches=2, rewards=None, axis=0, tokens=1, **values):
     rewards = np.zeros((1, branches, 1)) if rewards is None else np.asarray([rewards])
     labels = types.Labels(rewards, np.ones(1), np.zeros(1), np.array([axis], np.int32))
     found = {name: np.asarray(value, np.float64) for name, value in values.items()}
-    return types.Logps(zeros, zeros, np.ones_like(zeros), None, found), labels
+    return types.Logps(zeros, zeros, np.ones_like(zeros), heads=found), labels
 
 
 def test_bt_by_hand(close):
@@ -154,7 +154,9 @@ def test_sparsepo_by_hand():
         "m": np.array([[[1.0, 0.5], [0.25, 0.0]]])[..., None],
         "k": np.array([[[0.5, 0.0], [0.5, 1.0]]])[..., None],
     }
-    logps = types.Logps(np.array([[[0.4, 0.6], [-0.8, 7.0]]]), zeros, np.ones((1, 2, 2)), kl, found)
+    logps = types.Logps(
+        np.array([[[0.4, 0.6], [-0.8, 7.0]]]), zeros, np.ones((1, 2, 2)), kl, heads=found
+    )
     labels = read()[1]
     loss, metrics = divergence.sparsepo(logps, labels, **SPARSE, beta=0.8)
     np.testing.assert_allclose(loss, [0.4518454273], atol=5e-11)

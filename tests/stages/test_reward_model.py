@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rubric_jax import checkpoint, paths, stages
+from rubric_jax.stages import run
 from rubric_jax.train import setup
 from tests.train import runs, steps
 
@@ -70,6 +71,10 @@ def test_an_exported_model_scores_as_the_trained_one(tmp_path):
     gaps = scores[:, 0, 0] - scores[:, 1, 0]
     np.testing.assert_allclose((gaps > 0).mean(), outcome.metrics["bt/accuracy"], rtol=1e-6)
     np.testing.assert_allclose(gaps.mean(), outcome.metrics["bt/margin"], rtol=1e-4)
+    measures = run._heads(found, str(out))  # of an evaluation on held-out pairs
+    assert measures.keys() == {"reward accuracy", "reward margin"}
+    np.testing.assert_allclose(measures["reward margin"], gaps, rtol=1e-6)
+    np.testing.assert_allclose(measures["reward accuracy"].mean(), outcome.metrics["bt/accuracy"])
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_path):

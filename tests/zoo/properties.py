@@ -214,6 +214,13 @@ def haven(values):
     close(found, np.log1p(np.exp(-2 * np.array(sides))))
 
 
+def one_conditional(values):
+    bound = Bound(values)
+    close(bound(*bound.pairs(CHOSEN, CORRUPTED)), [0.6587595555, 0.6981596805])
+    logps, labels = bound.pairs(CHOSEN, CHOSEN)
+    close(bound.slopes(logps, labels).sum(axis=1), [0.0, 0.0])
+
+
 def finsage(values):
     one_conditional(values)
     layout = types.Layout.of(config_lib.build(values).data.branches)
