@@ -175,8 +175,8 @@ def sparsepo(
     """
     del labels
     both = np.array([win, lose])
-    weight = logps.mask[:, both]  # [B, 2, T]
-    real = (weight != 0).astype(weight.dtype)
+    weight = logps.counted[:, both]  # [B, 2, T]
+    real = (logps.mask[:, both] != 0).astype(weight.dtype)
     m, k = (logps.heads[name][..., 0][:, both] * real for name in (mask, kl_mask))
     ratios = jnp.sum(m * weight * (logps.policy - logps.ref)[:, both], axis=-1)  # [B, 2]
     divergences = jnp.sum(k * weight * logps.kl.forward[:, both], axis=-1)

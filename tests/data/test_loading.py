@@ -8,7 +8,7 @@ import pytest
 
 from rubric_jax import types
 from rubric_jax.data import loading, planning, references
-from rubric_jax.models import llava
+from rubric_jax.models import interleaved
 from tests.data import toy
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 43)
@@ -300,7 +300,7 @@ def test_lengths_are_rounded_up_to_few_values():
 
 
 def test_the_llava_family_lays_out_the_same_media(source):
-    media = functools.partial(llava.media, toy.WORDS.index("<image>"), toy.PATCHES, 28)
+    media = functools.partial(interleaved.media, toy.WORDS.index("<image>"), toy.PATCHES, 28)
     plan = loading.plan(source, batch_size=8, groups=2)
     for a, b in zip(take(6, source, plan, media), take(6, source, plan, toy.media), strict=True):
         assert_same(a, b)
