@@ -2,18 +2,21 @@
 
 python experiments/benchmarks/front.py --out experiments/benchmarks/results/front.json
 
-  front of 8   one compiled step over parameters with a leading axis, one batch for all
-  4 alone      a step of four runs each, one after the other, as one compiled step with other knobs
-  8 alone      the same of eight
+  front of 8 at once    one compiled step over parameters with a leading axis (vmap), one batch
+  front of 8 in turns   the same step, with one member after the other inside it (lax.map)
+  4 alone               a step of four runs each, one after the other, as one compiled step with
+                        other knobs
+  8 alone               the same of eight
 
 All take MODPO with AdamW on one batch, and find the reference's log-probabilities in it. Runs of
 their own also compile a step each, which these cases leave out: `whole runs` are measured once from
-the first call to the last of `--steps` steps.
+the first call to the last of `--steps` steps, the front's as `train.front` does it here by default.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import pathlib
 import time
@@ -50,21 +53,23 @@ def main() -> None:
     members = [objective(setup, share) for share in shares]
     knobs = front.stack(members)
 
-    def front_functions():
-        return front.compile_functions(setup, members[0], members=count, steps=10_000)
+    def front_functions(turns=None):
+        return front.compile_functions(setup, members[0], members=count, steps=10_000, turns=turns)
 
     def alone_functions():
         return loop.compile_functions(setup, members[0], 10_000)
 
-    together, alone = front_functions(), alone_functions()
+    fronts = {f"front of {count} at once": front_functions(False)}
+    fronts[f"front of {count} in turns"] = front_functions(True)
+    alone = alone_functions()
     with jax.set_mesh(setup.mesh):
         placed = sharding.put_batch(batch, setup.mesh)
-        state = {"front": together.start(params)}
+        state = {name: functions.start(params) for name, functions in fronts.items()}
         for i in range(count):
             state[i] = alone.start(copy(params))
 
-        def step_front():
-            state["front"], metrics = together.step(state["front"], placed, knobs, None)
+        def step_front(name):
+            state[name], metrics = fronts[name].step(state[name], placed, knobs, None)
             return metrics
 
         def step_alone(members_):
@@ -76,7 +81,7 @@ def main() -> None:
 
         half = f"{count // 2} alone"
         cases = {
-            f"front of {count}": step_front,
+            **{name: functools.partial(step_front, name) for name in fronts},
             half: lambda: step_alone(count // 2),
             f"{count} alone": lambda: step_alone(count),
         }
@@ -90,9 +95,8 @@ def main() -> None:
                 for one in members[: count // 2]
             ),
         }
-    ratios = {
-        f"front / {other}": (f"front of {count}", other) for other in (half, f"{count} alone")
-    }
+    others = (half, f"{count} alone")
+    ratios = {f"{name} / {other}": (name, other) for name in fronts for other in others}
     facts = {f"{name}, s": value for name, value in whole.items()}
     facts["whole runs: front / " + half] = operator.truediv(*whole.values())
     sizes = dataclasses.asdict(size) | {"members": count, "response": args.response}

@@ -11,8 +11,8 @@ parameters, the batch and the reference are there once. Every policy steps as it
   WORKDIR/even/policy/  first/policy/      Hugging Face directories
   WORKDIR/even/metrics.jsonl  first/...    training curves
 
-W policies take W times the memory of one. Nothing is saved under way: a front that was killed
-starts over.
+W policies take W times the memory of one, for parameters and moments; see `compile_functions` for
+activations. Nothing is saved under way: a front that was killed starts over.
 """
 
 from __future__ import annotations
@@ -71,7 +71,12 @@ def stack(members: Sequence[objectives.Objective]) -> dict[str, Any]:
 
 
 def compile_functions(
-    setup: setup_lib.Setup, objective: objectives.Objective, *, members: int, steps: int
+    setup: setup_lib.Setup,
+    objective: objectives.Objective,
+    *,
+    members: int,
+    steps: int,
+    turns: bool | None = None,
 ) -> Functions:
     """Jits the step of a front of so many members, with its shardings and a donated state.
 
@@ -79,6 +84,10 @@ def compile_functions(
       objective: any of the front; its numbers are not read.
       members: W.
       steps: of the learning-rate schedule.
+      turns: False: all members at once (`jax.vmap`), with W times the activations; what depends on
+        nothing that trains, such as a frozen tower, is computed once. True: one member after the
+        other inside the step (`jax.lax.map`), with the activations of one. None: in turns on CPU,
+        where batched products are slow, at once elsewhere.
     """
     config, mesh = setup.config, setup.mesh
     trainable = optimizer.trainable(config.optimizer, setup.shapes)
@@ -107,12 +116,15 @@ def compile_functions(
         accumulate=config.train.accumulate,
         shards=sharding.data_shards(mesh),
     )
+    turns = mesh.devices.flat[0].platform == "cpu" if turns is None else turns
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inside = setup_lib.reference(config, objective) == "step"
     return Functions(
         start=jax.jit(start, out_shardings=places),
         step=jax.jit(
-            jax.vmap(step, in_axes=(axes, None, 0, None), out_axes=(axes, 0)),
+            in_turns(step, axes)
+            if turns
+            else jax.vmap(step, in_axes=(axes, None, 0, None), out_axes=(axes, 0)),
             in_shardings=(places, rows, whole, setup.placement[0] if inside else None),
             out_shardings=(places, whole),
             donate_argnums=0,
@@ -120,6 +132,35 @@ def compile_functions(
         schedule=schedule,
         axes=axes,
     )
+
+
+def in_turns(step: Callable, axes: step_lib.State) -> Callable:
+    """The step of a front whose members take it one after the other: as `jax.vmap` of it would.
+
+    Args:
+      step: of one member, as step.make gives it.
+      axes: per leaf of the state 0 = stacked, None = there once.
+    """
+
+    @functools.wraps(step)
+    def run(state: step_lib.State, batch: types.Batch, knobs, ref_params):
+        leaves, tree = jax.tree.flatten(state)
+        stacked = [axis is not None for axis in tree.flatten_up_to(axes)]
+
+        def one(given):
+            own, knobs = given
+            rest = iter(own)
+            whole = [next(rest) if s else leaf for leaf, s in zip(leaves, stacked, strict=True)]
+            new, metrics = step(tree.unflatten(whole), batch, knobs, ref_params)
+            return [x for x, s in zip(tree.flatten_up_to(new), stacked, strict=True) if s], metrics
+
+        own = [leaf for leaf, s in zip(leaves, stacked, strict=True) if s]
+        own, metrics = jax.lax.map(one, (own, knobs))
+        rest = iter(own)
+        new = [next(rest) if s else leaf for leaf, s in zip(leaves, stacked, strict=True)]
+        return tree.unflatten(new)._replace(step=state.step + 1), metrics
+
+    return run
 
 
 def member(params: Params, axes: Params, index: int) -> Params:

@@ -41,13 +41,13 @@ def case(mesh=(1, 1, 1)):
 
 
 @functools.cache
-def compiled(one, members):
-    return front.compile_functions(one.setup, one.objective, members=members, steps=10)
+def compiled(one, members, turns=None):
+    return front.compile_functions(one.setup, one.objective, members=members, steps=10, turns=turns)
 
 
-def trained(one, objectives_, batches, *, params=None, ref_params=None):
+def trained(one, objectives_, batches, *, params=None, ref_params=None, turns=None):
     """(parameters [W, ...], [metrics [W] of each step], functions) of a front."""
-    functions, seen = compiled(one, len(objectives_)), []
+    functions, seen = compiled(one, len(objectives_), turns), []
     with jax.set_mesh(one.setup.mesh):
         params = front.train(
             one.setup,
@@ -62,12 +62,20 @@ def trained(one, objectives_, batches, *, params=None, ref_params=None):
     return jax.device_get(params), [values for _, values in seen], functions
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
-def test_a_front_of_three_equals_three_runs(mesh):
+@pytest.mark.parametrize(
+    ("mesh", "turns"),
+    [
+        ((1, 1, 1), None),  # in turns: this is a CPU
+        ((1, 1, 1), False),
+        pytest.param((2, 2, 2), None, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_front_of_three_equals_three_runs(mesh, turns):
     one = case(mesh)
     members = [build(member(i), one) for i in range(3)]
     batches = [steps.batch(one, rows=8, seed=seed) for seed in range(3)]
-    params, metrics, functions = trained(one, members, batches)
+    params, metrics, functions = trained(one, members, batches, turns=turns)
     alone_losses = []
     for i, objective in enumerate(members):
         state = one.start()
