@@ -79,6 +79,8 @@ SPECS = {  # one entry for each term of the table
     "rwr": LIST,
     "reverse_kl": {"over": ["chosen", "rejected"]},
     "sparsepo": {**PAIR, "mask": "mask", "kl_mask": "kl_mask", "l1": 0.1},
+    "dpo_farthest": {"win": "chosen", "over": ["chosen@corrupted", "chosen@other"], "beta": 0.1},
+    "tree_rank": {**LIST, "beta": 0.1, "steps": 2},
     "bt": {**SIDES, "head": "score", "center": 0.01},
     "bt_mixture": {**SIDES, "head": "scores", "router": "router"},
     "bt_user": {**SIDES, "head": "point", "prototypes": "prototypes", "users": "users"},
