@@ -8,7 +8,7 @@ id           unique; the row number by default
 answer       the right final answer, for recipes and evaluations that check it
 reference    a right response, for writers of rubrics and for off-policy recipes
 candidates   responses of mixed quality, for writers of rubrics
-facts        ground truth of any shape, for an oracle
+facts        ground truth of any shape, for an oracle, or for rules (boxes, items)
 source       which data set the row comes from, for recipes that cap each source
 """
 

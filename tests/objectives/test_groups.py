@@ -188,3 +188,24 @@ def test_the_mean_gradient_over_samples_is_exact(term):
 
     found = jax.jit(jax.grad(expected_loss))(theta)
     np.testing.assert_allclose(found, jax.grad(exact)(theta), rtol=1e-9)
+
+
+def test_the_ratio_of_a_fresh_batch_is_against_its_sampler():
+    """Worked by hand: ratios e^0.3 (clipped at 1.2) and e^-0.1, advantages 1 and -1 (no std)."""
+    policy, sampler = np.array([-0.7, -1.6]), np.array([-1.0, -1.5])
+    logps = types.Logps(
+        policy[None, :, None],
+        np.full((1, 2, 1), -2.0),
+        np.ones((1, 2, 1)),
+        behaviour=sampler[None, :, None],
+    )
+    labels = types.Labels(
+        np.array([[[2.0], [0.0]]]), np.ones(1), np.zeros(1), np.zeros(1, np.int32)
+    )
+    knobs = {"over": (0, 1), "weights": np.ones(1), "std": False, "behaviour": "sampler"}
+    loss, found = groups.grpo(logps, labels, **knobs)
+    np.testing.assert_allclose(loss, [(-1.2 + np.exp(-0.1)) / 2], rtol=1e-6)
+    np.testing.assert_allclose(found["ratio"], [(np.exp(0.3) + np.exp(-0.1)) / 2], rtol=1e-6)
+    np.testing.assert_allclose(found["clipped"], [0.5])
+    with pytest.raises(ValueError, match=r"this batch has none: set config.online.updates"):
+        groups.grpo(logps._replace(behaviour=None), labels, **knobs)
