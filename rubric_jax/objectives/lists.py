@@ -224,7 +224,7 @@ def tree_rank(
     similarity = logps.steps.similarity[:, index[:, None], index[None]]  # [B, K, K, S]
     places = np.arange(similarity.shape[-1])[None, None, None]
     own = logps.steps.index[:, index][..., None] == places  # [B, K, T, S]
-    tokens = (beta * logps.mask * (logps.policy - logps.ref))[:, index]  # [B, K, T]
+    tokens = (beta * logps.counted * (logps.policy - logps.ref))[:, index]  # [B, K, T]
     parts = jnp.sum(jnp.where(own, tokens[..., None], 0.0), axis=2)  # [B, K, S]
     gaps = jnp.sum((1 + similarity) * (parts[:, :, None] - parts[:, None]), axis=-1)
     cost = _cost(rewards, jax.lax.stop_gradient(implicit), present)

@@ -611,6 +611,15 @@ def plain(values):
     close(bound(same(logps), labels), [LOG2, LOG2])
 
 
+def carm(values):
+    bound = Bound(values)
+    logps, labels = bound.ratios(np.zeros(4))
+    blind = per_branch(logps, reward=[[0.7], [-0.4], [0.7], [-0.4]])
+    close(bound(blind, labels), [0.2873353251 + 1.3873353251])  # right once, wrong once
+    reading = per_branch(logps, reward=[[0.7], [-0.4], [-0.4], [0.7]])
+    close(bound(reading, labels), [2 * 0.2873353251])
+
+
 PROPERTIES = {
     1: mmedpo,
     2: two_pictures,
@@ -651,6 +660,7 @@ PROPERTIES = {
     62: vpo,
     63: bridge,
     64: reward_head,
+    66: carm,
     67: tpo_trees,
     68: ranklist,
     70: spo_step,
