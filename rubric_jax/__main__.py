@@ -4,6 +4,7 @@
   python -m rubric_jax train  --config=FILE ... --workdir=RUN
   python -m rubric_jax score  --config=FILE ... --out=logps.npz
   python -m rubric_jax export --workdir=RUN --out=HF_DIR [--step=best] [--dtype=bfloat16]
+                              [--adapter=PEFT_DIR]
   python -m rubric_jax questions --config=FILE --config.data.path=DATA --out=instructions.jsonl
   python -m rubric_jax scenes --out=DIR [--rows=2000]      the embedded data, and a toy model
   python -m rubric_jax quickstart --workdir=RUN
@@ -33,6 +34,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; made, or r
 _OUT = flags.DEFINE_string("out", None, "Where score, export and scenes write.")
 _STEP = flags.DEFINE_string("step", None, "export: a step, or 'best'; the latest by default.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "export: as it came by default.")
+_ADAPTER = flags.DEFINE_string("adapter", "", "export: where the run's adapter goes, for peft.")
 _ROWS = flags.DEFINE_integer("rows", 2000, "scenes: preference pairs.", lower_bound=1)
 _ROUND = flags.DEFINE_integer(
     "round", None, "Of a stage: 1 by default; eval --round=0 is the base.", lower_bound=0
@@ -65,7 +67,8 @@ def _export() -> None:
         if not step.isdigit():
             raise ValueError(f"--step={step} is neither a number nor 'best'.")
         step = int(step)
-    stages.export(_need(_WORKDIR), _need(_OUT), step=step, dtype=_DTYPE.value)
+    out = (_OUT.value or "") if _ADAPTER.value else _need(_OUT)
+    stages.export(_need(_WORKDIR), out, step=step, dtype=_DTYPE.value, adapter=_ADAPTER.value)
 
 
 def _questions() -> None:

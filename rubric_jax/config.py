@@ -43,6 +43,9 @@ class Model:
     # Small modules on hidden states, trained with the model and read by terms:
     # {name: {head: kind, <knobs>}}, see models/heads.py
     heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # A low-rank adapter, which is then all that trains: {rank, alpha, targets, rank_stabilised,
+    # dora, start}, see models/adapters.py; {} = none
+    adapter: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +95,10 @@ class Optimizer:
     clip: float = 1.0  # global gradient norm; 0 = no clipping
     weight_decay: float = 0.0
     # Ordered (regex over parameter paths, value); the first match wins.
-    decay: tuple = ((r".*/kernel", 1.0), (r".*", 0.0))  # multiplier of weight_decay
+    decay: tuple = ((r".*/(kernel|lora_a|lora_b)", 1.0), (r".*", 0.0))  # multiplier of weight_decay
     scale: tuple = ((r".*", 1.0),)  # multiplier of the learning rate
-    trainable: tuple = ((r".*", True),)  # False = frozen: no gradient, no optimizer state
+    # False = frozen: no gradient, no optimizer state. With model.adapter the base is frozen anyway.
+    trainable: tuple = ((r".*", True),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,4 +119,4 @@ def weight_map(config: Config) -> weights.Map:
         weights.Weight(projection, shape, "projector/out/kernel", (0, 1)),
         *maps.decoder(config.decoder, "language_model", "decoder"),
     )
-    return weights.Map(listed, interleaved.SPELLINGS, interleaved.ignored(config.decoder))
+    return interleaved.weight_map(listed, config.decoder)

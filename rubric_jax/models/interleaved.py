@@ -54,6 +54,12 @@ SPELLINGS = (
     (r"^vision_tower\.vision_model\.", "vision_tower."),
 )
 
+# Canonical names of modules as transformers 5 has them in memory, where peft finds them.
+MODULES = (
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+)
+
 
 class Parts(NamedTuple):
     """What tells one family from another. Static, all of it."""
@@ -125,14 +131,15 @@ def init(
     }
 
 
-def ignored(text: decoder.Config) -> tuple[tuple[str, str], ...]:
-    """Tensors of a checkpoint that carry nothing; see weights.Map."""
+def weight_map(listed: tuple[weights.Weight, ...], text: decoder.Config) -> weights.Map:
+    """The map of a family's tensors, with the spellings that all families share."""
     tied = ((r"language_model\.lm_head\.weight", "tied to the embedding"),) if text.tied else ()
-    return (
+    ignored = (
         (r".*\.position_ids", "a buffer: 0, 1, 2, ..."),
         (r".*\.rotary_emb\.inv_freq", "a buffer: the rotary frequencies"),
         *tied,
     )
+    return weights.Map(listed, SPELLINGS, ignored, MODULES)
 
 
 def hidden(

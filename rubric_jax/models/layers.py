@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rubric_jax import types
+from rubric_jax.models import lora
 
 Array = types.Array
 
@@ -40,7 +41,8 @@ class Linear(nn.Module):
     """x [..., *inputs] -> [..., *outputs]: trailing axes of x meet the first ones of the kernel.
 
     `inputs` and `outputs` are shapes, so that attention heads stay an axis of their own:
-    (width,) -> (heads, head_dim) has a kernel [width, heads, head_dim].
+    (width,) -> (heads, head_dim) has a kernel [width, heads, head_dim]. Parameters of an adapter
+    beside the kernel (see adapters.py) take part in the output.
     """
 
     inputs: tuple[int, ...]
@@ -59,6 +61,10 @@ class Linear(nn.Module):
         y = jax.lax.dot_general(
             x.astype(self.dtype), kernel.astype(self.dtype), ((axes, contracted), ((), ()))
         )
+        if self.has_variable("params", "lora_a"):
+            found = (n for n in lora.Leaves._fields if self.has_variable("params", n))
+            leaves = lora.Leaves(**{n: self.get_variable("params", n) for n in found})
+            y = lora.apply(x, y, kernel, leaves, dtype=self.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs)
             y = y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim))).astype(self.dtype)

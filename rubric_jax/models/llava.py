@@ -181,4 +181,4 @@ def weight_map(config: Config) -> weights.Map:
         *maps.linear(f"{name}_2", width, width, "projector/down", bias),
         *maps.decoder(config.decoder, "language_model", "decoder"),
     )
-    return weights.Map(listed, interleaved.SPELLINGS, interleaved.ignored(config.decoder))
+    return interleaved.weight_map(listed, config.decoder)

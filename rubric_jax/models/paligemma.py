@@ -96,7 +96,7 @@ def weight_map(config: Config) -> weights.Map:
         *maps.linear(name, width, config.vision.width, "projector", True),
         *maps.decoder(config.decoder, "language_model", "decoder"),
     )
-    return weights.Map(listed, interleaved.SPELLINGS, interleaved.ignored(config.decoder))
+    return interleaved.weight_map(listed, config.decoder)
 
 
 def _projector(config: Config, dtype) -> layers.Linear:

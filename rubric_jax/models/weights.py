@@ -55,9 +55,17 @@ class Map(NamedTuple):
     weights: tuple[Weight, ...]
     spellings: tuple[tuple[str, str], ...]  # (regex, canonical replacement), applied in order
     ignored: tuple[tuple[str, str], ...]  # (regex of the canonical name, why it carries nothing)
+    # (regex of a canonical name, replacement): as the torch model of transformers 5 calls it.
+    modules: tuple[tuple[str, str], ...] = ()
 
     def canonical(self, name: str) -> str:
         for pattern, replacement in self.spellings:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def module(self, name: str) -> str:
+        """The module of the torch model with this canonical name."""
+        for pattern, replacement in self.modules:
             name = re.sub(pattern, replacement, name)
         return name
 
@@ -227,7 +235,8 @@ def write(
 
     Args:
       directory: made if needed.
-      params: the parameters, on the host or on this process's devices.
+      params: the parameters, on the host or on this process's devices; or anything that gives an
+        array for leaf[layer], or leaf[...] where there are no layers.
       source: the checkpoint directory that the parameters came from; its spelling of names, its
         dtypes and its other files (config, tokenizer, processor) are kept. None: canonical names.
       dtype: 'float32' or 'bfloat16' to override.
@@ -270,20 +279,21 @@ def tensors_of(
 
 def _parameter(leaf, listed: list[Weight], found: Mapping[str, Tensor], place, dtype) -> jax.Array:
     if listed[0].layer is None:
-        return _place(_read(found[listed[0].name], listed[0], leaf.shape), place, dtype)
+        return _place(read(found[listed[0].name], listed[0], leaf.shape), place, dtype)
     stack, part = _empty(leaf.shape, dtype, place), _without_leading(place)
     for weight in listed:
         # In one expression: a name would hold this layer while the next one is read.
         stack = _set_layer(
             stack,
-            _place(_read(found[weight.name], weight, leaf.shape[1:]), part, dtype),
+            _place(read(found[weight.name], weight, leaf.shape[1:]), part, dtype),
             weight.layer,
         )
         stack.block_until_ready()  # or transfers to the device would pile up on the host
     return stack
 
 
-def _read(tensor: Tensor, weight: Weight, shape: tuple[int, ...]) -> np.ndarray:
+def read(tensor: Tensor, weight: Weight, shape: tuple[int, ...]) -> np.ndarray:
+    """One tensor of a checkpoint as (a layer of) its parameter, in the shape that this has."""
     with safetensors.safe_open(tensor.file, "np") as reader:
         return reader.get_tensor(tensor.name).transpose(weight.axes).reshape(shape)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rubric_jax import config as config_lib
 from rubric_jax import evals, judges, recipes, sharding, types
 from rubric_jax.judges import writers
+from rubric_jax.models import adapters
 from rubric_jax.stages import batching, contrasting, pair, schedule
 
 
@@ -40,6 +41,12 @@ def check(config: config_lib.Config, training_data: Callable[[], config_lib.Data
     pair.aggregate(config.pair.aggregation)
     pair.aggregate(config.evaluation.aggregation)
     evals.check(config.evaluation.measures, config.evaluation.pattern)
+    start = adapters.check(config.model.adapter).get("start")
+    if start and config.rounds.reference == "base" and config.rounds.count > 1:
+        raise ValueError(
+            "config.rounds.reference is 'base', which config.model.adapter.start is no part of "
+            "after the first round; merge the adapter, and start from the merged checkpoint."
+        )
     if config.rounds.reference == "fixed" and not config.model.reference:
         raise ValueError(
             "config.rounds.reference is 'fixed', but config.model.reference is empty; name the "

@@ -6,7 +6,8 @@
 
 contrast     a function of contrasts.py, with its knobs
 context      a corruption of the pictures, as in config.data.contexts; none = they stay as they are
-checkpoint   the other policy, of the same architecture; none = the policy itself
+checkpoint   the other policy, of the same architecture, without config.model.adapter; none = the
+             policy itself
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from rubric_jax import config as config_lib
 from rubric_jax import contrasts, sampling, sharding, types
 from rubric_jax.data import corruptions, loading
-from rubric_jax.models import weights
+from rubric_jax.models import adapters, weights
 from rubric_jax.train import setup as setup_lib
 
 CONTEXT = "contrast"  # its name beside `clean`
@@ -96,7 +97,9 @@ def other_params(setup: setup_lib.Setup, spec: Spec | None, params: types.Params
     if spec is None or not spec.checkpoint:
         return params
     directory = setup_lib.alike(setup, spec.checkpoint, "config.sample.contrast.checkpoint")
-    return params if directory == setup.directory else setup_lib.load(setup, directory)
+    if directory == setup.directory:  # under an adapter, its base
+        return adapters.without(params) if setup.adapter else params
+    return setup_lib.load(setup.base, directory)
 
 
 def against(

@@ -2,7 +2,7 @@
 
   RUN/rubrics.jsonl, verdicts.sqlite, cache/      shared by all rounds
   RUN/base/eval.json                              before training
-  RUN/round_1/samples.jsonl  verdicts.jsonl  pairs.jsonl  train/  policy/  eval.json
+  RUN/round_1/samples.jsonl  verdicts.jsonl  pairs.jsonl  train/  policy/  [adapter/]  eval.json
   RUN/round_2/ ...
   RUN/report.html
 
@@ -29,7 +29,7 @@ import numpy as np
 from rubric_jax import checkpoint, evals, judges, models, recipes, report, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import instructions, sources
-from rubric_jax.models import head_files, weights
+from rubric_jax.models import adapter_files, head_files, weights
 from rubric_jax.rubrics import pool as pool_lib
 from rubric_jax.rubrics import records
 from rubric_jax.stages import checks, evaluate, files, online, pair, policies, schedule, training
@@ -70,10 +70,13 @@ class Run:
     def sample(self, number: int) -> dict[str, Any]:
         """K responses of the round's policy (and of pair.other) to every instruction."""
         self._need_stages("sample")
-        counts = self._sample(self._policy(number), self.path(number, "samples.jsonl"), number)
+        counts = self._sample(self._model(number), self.path(number, "samples.jsonl"), number)
         if self.config.pair.other:
             other = self.path(number, "other", "samples.jsonl")
-            self._sample(self.config.pair.other, other, number)
+            model = dataclasses.replace(
+                self.config.model, checkpoint=self.config.pair.other, reference="", adapter={}
+            )
+            self._sample(model, other, number)
         return counts
 
     def judge(self, number: int, again: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -151,7 +154,9 @@ class Run:
             outcome, trained = schedule.fit(config, trained)
         if not outcome.finished:
             raise Interrupted(trained)
-        training.hand_on(trained, policy + ".part", dtype=config.model.param_dtype)
+        beside = self.path(number, "adapter") if training.has_adapter(trained) else ""
+        dtype = config.model.param_dtype
+        training.hand_on(trained, policy + ".part", dtype=dtype, adapter=beside)
         if self._is_writer:
             policies.place(policy, config_lib.to_dict(config), made_from, outcome.step)
         setup_lib.barrier()
@@ -162,7 +167,6 @@ class Run:
         if not self._has_eval:
             raise ValueError("config.pool.eval_path is empty; name held-out instructions.")
         folder, own = self.path(number, "eval"), self.config.evaluation
-        policy = self._policy(number + 1)
         held_out = (self.config.pool.eval_path, self.config.pool.eval_split)
         knobs = dataclasses.replace(
             self.config.sample,
@@ -173,7 +177,8 @@ class Run:
         if own.temperature == 0:
             knobs = dataclasses.replace(knobs, top_k=0, top_p=1.0, min_p=0.0)
         config = dataclasses.replace(self.config, sample=knobs)
-        self._sample(policy, os.path.join(folder, "samples.jsonl"), 0, config, held_out)
+        model = self._model(number + 1)
+        self._sample(model, os.path.join(folder, "samples.jsonl"), 0, config, held_out)
         judge = own.judge or self.config.judging.judge
         self._judge(folder, judge, self._held_out, 0, assign=False)
         samples, verdicts = self._judged(folder, self._held_out)
@@ -309,21 +314,35 @@ class Run:
             raise ValueError(f"No {policy}; train round {number - 1} first.")
         return policy
 
+    def _model(self, number: int) -> config_lib.Model:
+        """The model group for reading the policy that round `number` starts from.
+
+        Later rounds start from a directory into which the adapter was merged.
+        """
+        start = self.config.model.adapter.get("start") if number <= 1 else ""
+        return dataclasses.replace(
+            self.config.model,
+            checkpoint=self._policy(number),
+            reference="",
+            adapter={"start": start} if start else {},
+        )
+
     def _fingerprint(self, number: int) -> str:
         """Of the weights that round `number` starts from."""
-        policy = self._policy(number)
-        vlm = models.build(self.config.model.family, policy)
-        own, heads = weights.fingerprint(policy, vlm.weights), head_files.fingerprint(policy)
-        return f"{own} {heads}" if heads else own
+        model = self._model(number)
+        spec = models.build(model.family, model.checkpoint).weights
+        found = weights.fingerprint(model.checkpoint, spec)
+        heads, start = head_files.fingerprint(model.checkpoint), model.adapter.get("start")
+        found = f"{found} {heads}" if heads else found
+        return f"{found}+{adapter_files.fingerprint(start)}" if start else found
 
     def _seed(self, number: int) -> int:
         """Of what round `number` draws, apart from its training; 0 = the evaluation."""
         return self.config.seed * 1000 + number
 
-    def _sample(self, policy, out, number, config=None, pool=None) -> dict[str, Any]:
+    def _sample(self, model, out, number, config=None, pool=None) -> dict[str, Any]:
         config = config or self.config
         path, split = pool or (config.pool.path, config.pool.split)
-        model = dataclasses.replace(config.model, checkpoint=str(policy), reference="")
         return sample_stage.write_samples(
             dataclasses.replace(config, model=model),
             out,
@@ -436,14 +455,19 @@ class Run:
             axes = tuple(manifest["config"]["axes"]) if manifest else self.config.data.axes
         policy, model = self._policy(number), self.config.model
         reference = {"round": policy, "base": model.checkpoint, "fixed": model.reference}
-        rounds, steps = self.config.rounds, self.config.train.steps
+        rounds, steps, adapter = self.config.rounds, self.config.train.steps, model.adapter
+        if adapter and number > 1:  # the one before was merged
+            adapter = adapter_files.anew(adapter, models.build(model.family, policy))
         if rounds.updates:
             steps = rounds.updates // rounds.count
             steps += number <= rounds.updates % rounds.count
         return dataclasses.replace(
             self.config,
             model=dataclasses.replace(
-                model, checkpoint=policy, reference=reference[rounds.reference]
+                model,
+                checkpoint=policy,
+                reference=reference[rounds.reference],
+                adapter=adapter,
             ),
             data=dataclasses.replace(
                 self.training_data(),
@@ -468,7 +492,7 @@ class Run:
         setup_lib.barrier()
         plain = dataclasses.replace(self.config.sample, count=1, contrast={})
         config = dataclasses.replace(self.config, sample=plain)
-        self._sample(self._policy(number), out, number, config, (str(prompts), ""))
+        self._sample(self._model(number), out, number, config, (str(prompts), ""))
 
     def _pairs(self, number: int) -> dict[str, np.ndarray]:
         """Pair accuracy on held-out preference data: of the implicit rewards against the base's,
@@ -487,9 +511,7 @@ class Run:
             )
             done = files.begin(file) if self._is_writer else False
             if not setup_lib.agreed(done):
-                model = dataclasses.replace(
-                    self.config.model, checkpoint=self._policy(which + 1), reference=""
-                )
+                model = self._model(which + 1)
                 pairs = dataclasses.replace(
                     data,
                     path=path,

@@ -23,7 +23,6 @@ import tqdm
 from rubric_jax import config as config_lib
 from rubric_jax import sampling, sharding, types
 from rubric_jax.data import instructions, loading, sources
-from rubric_jax.models import weights
 from rubric_jax.stages import contrasting, files
 from rubric_jax.train import passes
 from rubric_jax.train import setup as setup_lib
@@ -43,7 +42,7 @@ def write_samples(
     """
     spec = contrasting.parse(config.sample.contrast)
     setup = contrasting.widen(_setup(config), spec)
-    policy = weights.fingerprint(setup.directory, setup.vlm.weights)
+    policy = setup_lib.fingerprint(setup)
     knobs = dataclasses.asdict(config.sample)
     if spec is None:
         del knobs["contrast"]

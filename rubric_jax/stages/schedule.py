@@ -12,6 +12,7 @@ objective: what trains (`optimizer.trainable`), which data, how long, how fast.
   name         of its directory below the work directory; stage_1, stage_2, ... by default
   reference    start: the policy that the stage begins with (the default); base: model.checkpoint;
                or a checkpoint's directory
+  model        {"adapter": {...}}: a stage merges its adapter; the next one begins afresh
   extrapolate  alpha: the next stage begins with policy + alpha (policy - policy of the stage
                before, at first model.checkpoint), as APO does (arXiv:2410.06293). Policies stay as
                they were trained: each differs from the last policy, not from where it started
@@ -29,7 +30,7 @@ import jax
 
 from rubric_jax import checkpoint, models
 from rubric_jax import config as config_lib
-from rubric_jax.models import soup
+from rubric_jax.models import adapter_files, adapters, soup
 from rubric_jax.stages import training
 from rubric_jax.train import loop
 from rubric_jax.train import setup as setup_lib
@@ -100,7 +101,13 @@ def check(config: config_lib.Config) -> list[str]:
             raise ValueError(f"{where}.extrapolate is {alpha!r}; it must be in [0, 10].")
         names.append(name)
         try:
-            setup_lib.objective(stage_config(config, values, config.model.checkpoint))
+            stage = stage_config(config, values, config.model.checkpoint)
+            setup_lib.objective(stage)
+            if alpha and adapters.check(stage.model.adapter).get("start"):
+                raise ValueError(
+                    "extrapolate needs the start of the stage as a directory; merge "
+                    "config.model.adapter.start into its checkpoint first."
+                )
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     return names
@@ -120,8 +127,15 @@ def stage_config(
     made = config_lib.build({**plain, "schedule": ()})
     reference = values.get("reference", "start")
     named = {"start": start, "base": config.model.checkpoint}
+    adapter = made.model.adapter
+    if adapter and start != config.model.checkpoint and "adapter" not in values.get("model", {}):
+        # The stage before merged it.
+        adapter = adapter_files.anew(adapter, models.build(made.model.family, start))
     model = dataclasses.replace(
-        made.model, checkpoint=start, reference=named.get(reference, reference)
+        made.model,
+        checkpoint=start,
+        reference=named.get(reference, reference),
+        adapter=adapter,
     )
     return dataclasses.replace(made, model=model)
 

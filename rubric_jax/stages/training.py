@@ -14,7 +14,7 @@ import numpy as np
 from rubric_jax import checkpoint, models
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit as audit_lib
-from rubric_jax.models import head_files, weights
+from rubric_jax.models import adapter_files, head_files, weights
 from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import loop, memory, passes
 from rubric_jax.train import setup as setup_lib
@@ -71,16 +71,24 @@ def score(config: config_lib.Config, out: str, workdir: str | None) -> dict[str,
     return arrays
 
 
-def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str | None = None):
+def export(
+    workdir: str,
+    out: str,
+    *,
+    step: int | str | None = None,
+    dtype: str | None = None,
+    adapter: str = "",
+) -> None:
     """Writes a checkpoint of a run as a Hugging Face directory that transformers loads.
 
     Args:
       workdir: of the run.
-      out: the directory to write.
+      out: the directory to write; an adapter is merged into its base. "" = only the adapter.
       step: which checkpoint; None = the latest, "best" = by the run's best_metric.
       dtype: float32 or bfloat16; None = as in the checkpoint that the run started from.
+      adapter: the directory to write the run's adapter to, in PEFT's format; "" = none.
 
-    Holds the parameters once in the memory of every host; the first process writes.
+    Holds what was trained once in the memory of every host; the first process writes.
     """
     file = pathlib.Path(workdir) / "config.json"
     if not file.exists():
@@ -89,26 +97,47 @@ def export(workdir: str, out: str, *, step: int | str | None = None, dtype: str 
     directory = models.directory(config.model.checkpoint)
     vlm = models.build(config.model.family, directory)
     heads = head_files.of_checkpoint(directory, config.model.heads)
+    trained = adapter_files.open_adapter(config.model.adapter, vlm)
+    if adapter and trained is None:
+        raise ValueError(
+            f"{workdir} trained no adapter (config.model.adapter); leave --adapter out."
+        )
     params = checkpoint.params(workdir, step)  # a collective when several processes run
     if jax.process_index():
         return
+    if adapter:
+        with checkpoint.disk_errors(adapter):
+            base = config.model.checkpoint
+            written = adapter_files.write(adapter, trained, params, vlm.weights, base=base)
+        print(f"{adapter}: {written} tensors of an adapter, for peft", file=sys.stderr)
+    if not out:
+        return
+    params, own = heads_lib.split(params)
+    if trained is not None:
+        params = adapter_files.merged(directory, trained, params, vlm.weights)
     with checkpoint.disk_errors(out):
-        params, own = heads_lib.split(params)
         written = weights.write(out, params, vlm.weights, source=directory, dtype=dtype)
         head_files.write(out, own, heads)
     also = f", and the heads {', '.join(heads)}" if heads else ""
     print(f"{out}: {written} tensors, with config, tokenizer and processor{also}", file=sys.stderr)
 
 
-def hand_on(workdir: str, out: str, *, dtype: str | None = None) -> None:
-    """Exports what a run hands on to the next stage or round.
+def hand_on(workdir: str, out: str, *, dtype: str | None = None, adapter: str = "") -> None:
+    """Exports what a run hands on to the next stage or round; `adapter` as `export` has it.
 
     The best checkpoint by its `best_metric` where the run keeps the best (config.train.keep_best),
     else the last.
     """
     file = pathlib.Path(workdir) / "config.json"
     config = config_lib.build(json.loads(file.read_text()))
-    export(workdir, out, step="best" if config.train.keep_best else None, dtype=dtype)
+    step = "best" if config.train.keep_best else None
+    export(workdir, out, step=step, dtype=dtype, adapter=adapter)
+
+
+def has_adapter(workdir: str) -> bool:
+    """Whether a run trained an adapter."""
+    config = json.loads((pathlib.Path(workdir) / "config.json").read_text())
+    return bool(config["model"].get("adapter"))
 
 
 def _cache(config: config_lib.Config, workdir: str | None):

@@ -259,6 +259,11 @@ def run(
 
 def _begin(setup, objective, source: loading.Source, cache: str):
     """(parameters to start from, reference parameters or None, stored references or None)."""
+    if setup.adapter:
+        raise ValueError(
+            "config.model.adapter is set, but a front trains whole parameters, one set for each "
+            "weighting; leave it empty, or train the weightings one by one."
+        )
     mode, params = setup_lib.reference(setup.config, objective), setup_lib.load(setup)
     reference = setup_lib.reference_directory(setup)
     if mode == "none":

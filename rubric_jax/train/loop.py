@@ -16,6 +16,7 @@ from absl import logging
 from rubric_jax import checkpoint, metrics, objectives, paths, sharding, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit, encoding, loading
+from rubric_jax.models import adapters
 from rubric_jax.train import log as log_lib
 from rubric_jax.train import memory, optimizer, passes, stopping
 from rubric_jax.train import setup as setup_lib
@@ -189,7 +190,7 @@ def compile_functions(
     )
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inside = setup_lib.reference(config, objective) == "step"
-    reference = setup.placement[0] if inside else None
+    reference = setup_lib.reference_placement(setup) if inside else None
     return Functions(
         start=jax.jit(start, out_shardings=places._replace(ref=None), donate_argnums=0),
         step=jax.jit(
@@ -226,10 +227,10 @@ def _run(job: _Job, data: Data, held_out: Data | None, turns: Turns) -> Outcome:
         position = {
             "step": done,
             "patience": patience.position(),
-            **_inputs(data),
+            **_inputs(setup, data),
             **job.inputs,
         }
-        manager.save(done, state, position=position, config=plain, metrics=found, wait=wait)
+        manager.save(done, _saved(state), position=position, config=plain, metrics=found, wait=wait)
 
     with (
         metrics.Writer(
@@ -246,8 +247,8 @@ def _run(job: _Job, data: Data, held_out: Data | None, turns: Turns) -> Outcome:
             setup,
             writer,
             schedule=functions.schedule,
-            # Forward and backward, and the reference if it is in the step.
-            passes=3 + (setup_lib.reference(config, objective) == "step"),
+            # Forward, backward (no gradient of kernels under an adapter), a reference in the step.
+            passes=(2 if setup.adapter else 3) + (setup_lib.reference(config, objective) == "step"),
             first=first,
             steps=steps,
         )
@@ -303,6 +304,7 @@ def _begin(job: _Job, data: Data, held_out: Data | None):
     config = setup.config
     patience = stopping.Patience.of(config.train)
     reference = setup_lib.reference_directory(setup)
+    reader = setup_lib.reference_setup(setup)
     mode = setup_lib.reference(config, objective)
     params = None
     if manager.latest() is None:
@@ -311,31 +313,35 @@ def _begin(job: _Job, data: Data, held_out: Data | None):
         store = passes.reference_store(setup, setup_lib.cache_directory(config, workdir))
 
         def load():
-            same = params is not None and reference == setup.directory
-            return params if same else setup_lib.load(setup, reference)
+            if params is None or reference != setup.directory:
+                return setup_lib.load(reader, reference)
+            return params if reader is setup else adapters.without(params)
 
         for part in (data, held_out):
             if part is not None:
-                passes.fill_references(setup, store, part.source, load, rows=part.plan.rows)
+                passes.fill_references(reader, store, part.source, load, rows=part.plan.rows)
         data = data._replace(references=store)
         held_out = held_out and held_out._replace(references=store)
     moves = functions.state.ref is not None  # then a checkpoint holds it
     from_files = mode == "step" and (params is not None or not moves)
-    ref_params = setup_lib.load(setup, reference) if from_files else None
+    ref_params = setup_lib.reference_params(setup) if from_files else None
     if params is not None:
         state = functions.start(params)
         if moves:
             state, ref_params = state._replace(ref=ref_params), None
     else:
-        state, position = manager.restore(functions.state)
+        state, position = manager.restore(_saved(functions.state))
         patience = patience.restored(position.pop("patience", {}))
-        now = {"step": position["step"], **_inputs(data), **inputs}
+        now = {"step": position["step"], **_inputs(setup, data), **inputs}
         changed = config_lib.differences(position, now)
         if changed:
             raise ValueError(
                 f"The work directory {workdir} was trained on other inputs than its config names "
                 f"now: {'; '.join(changed)}. Put them back, or take a new --workdir."
             )
+        if setup.adapter:
+            base = setup_lib.load(setup.base)
+            state = state._replace(params=adapters.insert(base, state.params))
         _say(setup, f"Resuming at step {manager.latest()}.")
     return state, ref_params, data, held_out, patience
 
@@ -373,10 +379,18 @@ def _flops(setup: setup_lib.Setup, data: Data, step: int) -> float:
     return setup.vlm.flops(setup.layout, prompt, response, images) * len(rows)
 
 
-def _inputs(data: Data) -> dict[str, str]:
-    """What a run may not change under way: keys of the prepared data and of the reference."""
+def _saved(state: step_lib.State) -> step_lib.State:
+    """What a checkpoint holds of a state: with an adapter not its base, which never changes."""
+    leaves = adapters.extract(state.params)
+    return state._replace(params=leaves) if leaves else state
+
+
+def _inputs(setup: setup_lib.Setup, data: Data) -> dict[str, str]:
+    """What a run may not change under way: keys of the prepared data and of the reference, and of
+    the base where checkpoints hold an adapter alone."""
     references = data.references.model if data.references else ""
-    return {"data": pathlib.Path(data.source.prepared.directory).name, "reference": references}
+    found = {"data": pathlib.Path(data.source.prepared.directory).name, "reference": references}
+    return found | ({"base": setup.start} if setup.adapter else {})
 
 
 def _check_metric(config: config_lib.Config, found: dict[str, float]) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from rubric_jax import models, paths, sharding, types
 from rubric_jax.data import loading
+from rubric_jax.models import adapters, weights
 from rubric_jax.models import vlm as vlm_lib
-from rubric_jax.models import weights
 from rubric_jax.train import optimizer
 from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
@@ -28,7 +28,13 @@ def lines(setup: setup_lib.Setup, plan: loading.Plan) -> list[str]:
     places, _ = sharding.place(setup.mesh, setup.vlm.rules, state)
     params, held = (_per_device(state[k], places[k]) for k in ("params", "moments"))
     grads = _per_device(kept, paths.split(places["params"], trainable)[0])
-    reference = params if config.train.reference == "step" else 0
+    reference = 0
+    if config.train.reference == "step":
+        held_apart = setup_lib.reference_setup(setup)
+        shapes = held_apart.shapes
+        if setup_lib.is_own_reference(setup):  # the base serves both
+            shapes = adapters.extract(shapes)
+        reference = _per_device(shapes, setup_lib.reference_placement(setup))
     worst = _activations(setup, plan, plan.shapes[-1])  # the largest
     total = params + held + grads + reference + worst
     mesh = " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())

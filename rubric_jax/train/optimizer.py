@@ -17,6 +17,7 @@ import jax
 import optax
 
 from rubric_jax import config, paths
+from rubric_jax.models import adapters
 
 # How Muon reads a parameter as a matrix, by path: (axes going in, axes coming out), counted from
 # the last axis; those before them (layers) are a batch. None: the parameter goes to Adam.
@@ -56,6 +57,8 @@ def trainable(optimizer_config: config.Optimizer, params):
     """A tree of bool like `params`: True where config.optimizer.trainable lets it train.
 
     A pattern that matches nothing is an error: a slip in it would train what should be frozen.
+    Where there is an adapter its base stays frozen, whatever the rules say; they choose among the
+    adapter's own leaves.
     """
     rules = optimizer_config.trainable
     names = list(paths.flatten(params))
@@ -70,6 +73,8 @@ def trainable(optimizer_config: config.Optimizer, params):
                 f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
             )
     tree = paths.match(rules, params, what="rule of config.optimizer.trainable")
+    if adapters.has(params):
+        tree = paths.map_named(lambda path, chosen: chosen and adapters.trains(path), tree)
     if not any(jax.tree.leaves(tree)):
         raise ValueError("config.optimizer.trainable freezes every parameter; let one train.")
     return tree

@@ -13,7 +13,6 @@ import tqdm
 
 from rubric_jax import sharding, types
 from rubric_jax.data import loading, references
-from rubric_jax.models import weights
 from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
 
@@ -66,8 +65,8 @@ def values(
 
 def reference_store(setup: setup_lib.Setup, cache: str) -> references.References:
     """Where the log-probabilities of this run's reference lie."""
-    model = setup.config.model
-    found = weights.fingerprint(setup_lib.reference_directory(setup), setup.vlm.weights)
+    model, reader = setup.config.model, setup_lib.reference_setup(setup)
+    found = setup_lib.fingerprint(reader, setup_lib.reference_directory(setup))
     return references.References(
         os.path.join(cache, "references.sqlite"),
         hashlib.sha256(f"{found} {setup.vlm.config}".encode()).hexdigest(),

@@ -15,7 +15,7 @@ import PIL.Image
 from jax.experimental import multihost_utils
 
 from rubric_jax import config as config_lib
-from rubric_jax import models, objectives, sharding, types
+from rubric_jax import models, objectives, paths, sharding, types
 from rubric_jax.data import (
     conditioning,
     corruptions,
@@ -26,7 +26,7 @@ from rubric_jax.data import (
     rated,
     spans,
 )
-from rubric_jax.models import head_files, weights
+from rubric_jax.models import adapter_files, adapters, head_files, weights
 from rubric_jax.models import heads as heads_lib
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.train import step as step_lib
@@ -42,6 +42,8 @@ class Setup:
     processor: processing.Processor
     layout: types.Layout
     mesh: jax.sharding.Mesh
+    adapter: adapters.Adapter | None = None  # among the parameters of `vlm`
+    bare: vlm_lib.VLM | None = None  # with an adapter: the model without it
 
     @property
     def is_writer(self) -> bool:
@@ -53,12 +55,29 @@ class Setup:
         """Shapes and dtypes of the parameters."""
         dtype = jnp.dtype(self.config.model.param_dtype)
         found = jax.eval_shape(self.vlm.init, jax.random.key(0))
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), found)
+
+        def shape(path: str, leaf) -> jax.ShapeDtypeStruct:
+            kept = adapters.is_adapter(path)  # float32: its updates are small
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if kept else dtype)
+
+        return paths.map_named(shape, found)
 
     @functools.cached_property
     def placement(self) -> tuple[types.Params, list[str]]:
         """Where each parameter lives on the mesh, and what could not be cut as the rules ask."""
         return sharding.place(self.mesh, self.vlm.rules, self.shapes)
+
+    @functools.cached_property
+    def start(self) -> str:
+        """Digest of what training starts from; reads every byte of the checkpoint."""
+        return fingerprint(self)
+
+    @functools.cached_property
+    def base(self) -> Setup:
+        """The same without an adapter."""
+        if self.adapter is None:
+            return self
+        return dataclasses.replace(self, vlm=self.bare, adapter=None, bare=None)
 
 
 def build(config: config_lib.Config) -> Setup:
@@ -68,19 +87,33 @@ def build(config: config_lib.Config) -> Setup:
     directory = models.directory(config.model.checkpoint)
     model = config.model
     heads = head_files.of_checkpoint(directory, model.heads)
+    _check_heads(model, heads, str(directory))
     vlm = models.build(model.family, directory, dtype=model.dtype, remat=model.remat)
+    adapter = adapter_files.open_adapter(model.adapter, vlm)
+    vlm = heads_lib.attach(vlm, heads)
     return Setup(
         config=config,
         directory=directory,
-        vlm=heads_lib.attach(vlm, heads),
+        vlm=adapters.adapt(vlm, adapter) if adapter else vlm,
+        adapter=adapter,
+        bare=vlm if adapter else None,
         processor=processing.load(str(directory)),
         layout=layout,
         mesh=sharding.make(config.mesh),
     )
 
 
+def _check_heads(model: config_lib.Model, heads, where: str) -> None:
+    if model.adapter and heads:
+        raise ValueError(
+            f"config.model.adapter is set, and {where} has the head(s) {', '.join(heads)}: a run "
+            "trains either an adapter or the model with its heads. Leave one of them out."
+        )
+
+
 def objective(config: config_lib.Config) -> objectives.Objective:
     """The objective of a config, checked against its branches and axes."""
+    _check_heads(config.model, config.model.heads, "config.model.heads")
     layout = types.Layout.of(config.data.branches)
     corruptions.bind(config.data.contexts, layout)
     conditioning.bind(config.data.weights, layout, config.data.axes)
@@ -118,6 +151,12 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             f"config.train.refresh is {config.train.refresh}: a reference that moves is computed "
             f"in the step, but config.train.reference is {config.train.reference!r}, whose "
             "log-probabilities are those of one checkpoint. Set it to 'step', or refresh to 0."
+        )
+    if refresh(config, built) and config.model.adapter:
+        raise ValueError(
+            f"config.train.refresh is {config.train.refresh}, but under config.model.adapter the "
+            "reference is read from the policy's frozen base and does not move. Set it to 0, or "
+            "train without an adapter."
         )
     of_reference = [name for name in built.heads if heads[name].reference]
     if of_reference and config.train.reference != "step":
@@ -176,6 +215,34 @@ def alike(setup: Setup, checkpoint: str, field: str) -> pathlib.Path:
                 "with equal configurations can serve as reference."
             )
     return directory
+
+
+def reference_setup(setup: Setup) -> Setup:
+    """The setup under which the reference is read: with the adapter that the run starts from, if
+    the reference is the policy at the start; of the bare checkpoint otherwise."""
+    start = setup.adapter.start if setup.adapter else ""
+    return setup if start and is_own_reference(setup) else setup.base
+
+
+def is_own_reference(setup: Setup) -> bool:
+    """Whether the reference is the policy's own base, under the adapter that it starts with."""
+    return setup.adapter is not None and reference_directory(setup) == setup.directory
+
+
+def reference_placement(setup: Setup) -> types.Params:
+    """Where `reference_params` live."""
+    if is_own_reference(setup):
+        return adapters.extract(reference_setup(setup).placement[0])
+    return setup.base.placement[0]
+
+
+def reference_params(setup: Setup) -> types.Params:
+    """What a step that computes the reference is given: its parameters, or, where the policy's own
+    base serves, the leaves of the adapter that it started with ({} for a fresh one)."""
+    reader = reference_setup(setup)
+    if is_own_reference(setup):
+        return adapter_leaves(reader, {})
+    return load(reader, reference_directory(setup))
 
 
 def cache_directory(config: config_lib.Config, workdir: str) -> str:
@@ -257,24 +324,54 @@ def step_ends(setup: Setup, text: str) -> np.ndarray:
 
 
 def load(setup: Setup, directory: pathlib.Path | None = None) -> types.Params:
-    """Reads a checkpoint (the policy's by default) onto the mesh; heads that it lacks are new."""
-    directory = directory or setup.directory
-    shapes, heads = heads_lib.split(setup.shapes)
-    places, heads_places = heads_lib.split(setup.placement[0])
+    """Reads a checkpoint (the policy's by default) onto the mesh, under the setup's adapter; heads
+    that it lacks are new."""
+    directory, base = directory or setup.directory, setup.base
+    shapes, heads = heads_lib.split(base.shapes)
+    places, heads_places = heads_lib.split(base.placement[0])
     params = weights.load(
         directory,
-        setup.vlm.weights,
+        base.vlm.weights,
         shapes,
         dtype=jnp.dtype(setup.config.model.param_dtype),
         shardings=places,
         progress=setup.is_writer,
     )
-    if setup.vlm.heads:
+    if base.vlm.heads:
         seed = setup.config.seed
         params[heads_lib.FOLDER] = head_files.load(
-            directory, setup.vlm, heads, seed=seed, shardings=heads_places
+            directory, base.vlm, heads, seed=seed, shardings=heads_places
         )
-    return params
+    return adapters.insert(params, adapter_leaves(setup, params)) if setup.adapter else params
+
+
+def adapter_leaves(setup: Setup, base: types.Params) -> types.Params:
+    """The leaves that the adapter starts with, on the mesh; {} without an adapter.
+
+    base: its parameters, of which a fresh DoRA adapter reads the norms.
+    """
+    adapter, places = setup.adapter, adapters.extract(setup.placement[0])
+    if adapter is None:
+        return {}
+    if adapter.start:
+        host = adapter_files.read(adapter, setup.vlm.weights)
+        return jax.tree.map(
+            lambda leaf, place: jax.make_array_from_callback(
+                leaf.shape, place, lambda index: leaf[index]
+            ),
+            host,
+            places,
+        )
+    seen = base if adapter.dora else {}
+    make = functools.partial(adapters.fresh, adapter)
+    return jax.jit(make, out_shardings=places)(jax.random.key(setup.config.seed), seen)
+
+
+def fingerprint(setup: Setup, directory: pathlib.Path | None = None) -> str:
+    """Hex digest of a checkpoint's weights (the policy's by default) and of the adapter's start."""
+    found = weights.fingerprint(directory or setup.directory, setup.vlm.weights)
+    start = setup.adapter.start if setup.adapter else ""
+    return f"{found}+{adapter_files.fingerprint(start)}" if start else found
 
 
 def draw(setup: Setup) -> Callable[[types.Batch, jax.Array | None], types.Batch]:
@@ -291,8 +388,16 @@ def task(setup: Setup, objective: objectives.Objective | None) -> step_lib.Task:
     """What a step or a pass of this run is made of."""
     steps = objective.steps if objective is not None else None
     ends = step_ends(setup, steps[0]) if steps else None
-    chunk = setup.config.model.logps_chunk
-    return step_lib.Task(setup.vlm, setup.layout, objective, chunk, draw(setup), ends)
+    own = objective is not None and is_own_reference(setup)
+    return step_lib.Task(
+        vlm=setup.vlm,
+        layout=setup.layout,
+        objective=objective,
+        logps_chunk=setup.config.model.logps_chunk,
+        draw=draw(setup),
+        step_ends=ends,
+        reference=adapters.swap if own else None,
+    )
 
 
 def pass_function(setup: Setup, function: Callable = step_lib.branch_logps) -> Callable:

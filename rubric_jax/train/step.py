@@ -1,7 +1,9 @@
 """One optimisation step: branches -> log-probabilities -> objective -> optax, jitted as one.
 
 A reference that stays is never in the state: its log-probabilities come with the batch, or from a
-separate frozen tree that is an argument of the step. One that moves is `State.ref`.
+separate frozen tree that is an argument of the step. With an adapter it is the policy's own base,
+which does not train, and that argument holds no more than the adapter that the run started from.
+A reference that moves is `State.ref`.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class Task(NamedTuple):
     # (batch, steps taken or None for an evaluation) -> batch with pictures drawn in the step
     draw: Callable[[types.Batch, Array | None], types.Batch] = lambda batch, done: batch
     step_ends: Any = None  # bool [V], the tokens that end a step, if the objective reads steps
+    # (policy's parameters, ref_params) -> the reference's; None: ref_params are the reference's.
+    reference: Callable[[Params, Any], Params] | None = None
 
 
 def init(params: Params, tx: optax.GradientTransformation, trainable, loss_state) -> State:
@@ -195,6 +199,8 @@ def _loss(task: Task, params, batch: types.Batch, knobs, loss_state, ref_params,
     states, kl, ref_states = _states(task, params, batch, at_tokens), None, None
     policy = _logps(task, states, batch)
     if ref_params is not None:
+        if task.reference is not None:
+            ref_params = task.reference(params, ref_params)
         ref_states = _states(task, ref_params, batch, bool(read))
         ref = jax.lax.stop_gradient(_logps(task, ref_states, batch))
         if task.objective.needs_kl:
