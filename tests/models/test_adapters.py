@@ -270,7 +270,7 @@ def test_rules_of_the_optimizer_choose_among_the_leaves_and_never_the_base():
 def case(mesh):
     """A step on the toy model under an adapter, with its base as the reference."""
     plain = steps.case(steps.DPO, mesh=mesh, reference="step")
-    adapter = adapter_of(**KINDS["dora"], **EVERYWHERE)
+    adapter = adapter_of(**KINDS["dora"])
     setup = dataclasses.replace(
         plain.setup,
         vlm=adapters.adapt(plain.setup.vlm, adapter),
