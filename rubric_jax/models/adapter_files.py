@@ -109,8 +109,14 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"No {file}; config.model.adapter.start must be a directory by PEFT.")
     try:
         found = json.loads(file.read_text())
-        kind, rank, alpha = found["peft_type"], found["r"], found["lora_alpha"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        kind = found["peft_type"]
+        fields = {
+            "rank": int(found["r"]) if kind == "LORA" else 0,
+            "alpha": float(found["lora_alpha"]) if kind == "LORA" else 0.0,
+            "rank_stabilised": bool(found.get("use_rslora", False)),
+            "dora": bool(found.get("use_dora", False)),
+        }
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is no adapter configuration ({error!r}); save it again."
         ) from error
@@ -127,12 +133,7 @@ def read_config(directory: str | pathlib.Path) -> dict[str, Any]:
         logging.warning(
             "%s: lora_dropout %s is not applied here; training has none.", file, dropout
         )
-    return {
-        "rank": int(rank),
-        "alpha": float(alpha),
-        "rank_stabilised": bool(found.get("use_rslora", False)),
-        "dora": bool(found.get("use_dora", False)),
-    }
+    return fields
 
 
 def read(adapter: adapters.Adapter, spec: weights.Map) -> Params:

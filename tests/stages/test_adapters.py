@@ -7,9 +7,8 @@ import jax
 import pytest
 
 from rubric_jax import models, stages
-from rubric_jax import config as config_lib
 from rubric_jax.models import adapter_files, adapters, weights
-from rubric_jax.stages import files, schedule
+from rubric_jax.stages import schedule
 from tests.stages import jobs
 from tests.train import runs
 
@@ -30,18 +29,20 @@ def test_a_round_is_merged_and_the_next_one_begins_afresh(tmp_path):
         ),
         str(tmp_path),
     )
-    job.all()
-    policies = [runs.root() / "model", *(tmp_path / f"round_{n}" / "policy" for n in (1, 2))]
-    found = [fingerprint(policy) for policy in policies]
-    assert len(set(found)) == 3
-    for number in (1, 2):
-        folder = tmp_path / f"round_{number}"
-        assert all(map(adapters.is_adapter, runs.parameters(folder / "train")))
-        assert adapter_files.read_config(folder / "adapter")["rank"] == 2
-        samples = files.read_manifest(str(folder / "samples.jsonl"))
-        assert samples["inputs"]["policy"] == found[number - 1]
-    config = job.training(2)
-    assert config.model.checkpoint == config.model.reference == str(policies[1])
+    job.begin()
+    job.rubrics()
+    for stage in (job.sample, job.judge, job.pair, job.train):
+        stage(1)
+    folder, base = tmp_path / "round_1", runs.root() / "model"
+    assert all(map(adapters.is_adapter, runs.parameters(folder / "train")))
+    assert adapter_files.read_config(folder / "adapter")["rank"] == 2
+    assert job._fingerprint(2) == fingerprint(folder / "policy") != fingerprint(base)
+    assert job._model(2).adapter == {}
+    later = job.training(2).model
+    assert later.checkpoint == later.reference == str(folder / "policy")
+    assert later.adapter == ADAPTER
+    again = job.train(1)  # nothing is left to do
+    assert (again.step, again.finished) == (2, True)
 
 
 def test_a_round_after_a_start_has_its_fields_and_no_start(tmp_path):
@@ -64,7 +65,7 @@ def test_a_round_after_a_start_has_its_fields_and_no_start(tmp_path):
 def test_the_base_cannot_be_the_reference_of_rounds_that_began_with_an_adapter(tmp_path):
     made = jobs.config(
         model={"adapter": {"start": "somewhere"}},
-        rounds=config_lib.Rounds(reference="base", count=2),
+        rounds={"reference": "base"},
     )
     with pytest.raises(ValueError, match=r"model\.adapter\.start is no part of"):
         stages.Run(made, str(tmp_path)).check()
