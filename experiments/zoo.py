@@ -34,10 +34,10 @@ Written by `python -m experiments.zoo` from [configs/zoo](../configs/zoo): chang
 this page.
 
 Each config is one run. Its docstring has the command, the columns that the data need, the paper's
-equation, and what is our choice because the paper leaves it open. Common to all: the whole model is
-trained (there is no LoRA, so learning rates of LoRA runs are not taken over), videos are frames as
-several pictures, and the rewards of a run are in [0, 1]. None of the papers' figures was
-reproduced. Where a paper and its code differ, the config has the paper's equation.
+equation, and what is our choice because the paper leaves it open. Common to all: the whole model
+is trained (no [adapter](adapters.md) is set, so learning rates of LoRA runs are not taken over),
+videos are frames as several pictures, and the rewards of a run are in [0, 1]. None of the papers'
+figures was reproduced. Where a paper and its code differ, the config has the paper's equation.
 """
 
 

@@ -7,7 +7,8 @@ Its equation: DPO + 0.1 CE(true caption), beta 0.1, 1000 steps a round. Columns:
 reference_answer, images (frames). The next round: the same command with
 --config.model.checkpoint=RUN/policy, which is then the reference too.
 
-Ours: CE is averaged over the tokens of the batch; the whole model is trained.
+Ours: CE is averaged over the tokens of the batch; the whole model is trained (the paper: LoRA, rank
+128 and alpha 256, merged and begun anew in every round, which config.model.adapter does in `run`).
 """
 
 from configs import llava
@@ -17,7 +18,7 @@ METHOD = {
     "name": "video-SALMONN 2 (mrDPO, gDPO)",
     "paper": "arXiv:2506.15220",
     "status": "partial",
-    "missing": "audio; rows without a pair; LoRA merged and begun anew in every round",
+    "missing": "audio; rows without a pair",
 }
 
 
