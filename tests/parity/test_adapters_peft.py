@@ -16,7 +16,7 @@ import transformers
 from rubric_jax import paths
 from rubric_jax.likelihoods import autoregressive
 from rubric_jax.models import adapter_files, adapters, lora
-from tests.parity import checkpoints, test_llava
+from tests.parity import checkpoints, test_families, test_llava
 
 KINDS = {"lora": {}, "rslora": {"rank_stabilised": True}, "dora": {"dora": True}}
 TARGETS = (
@@ -236,3 +236,33 @@ def test_fields_that_differ_from_the_start_are_refused(tmp_path):
     assert anew.start == ""
     with pytest.raises(ValueError, match="must be a directory by PEFT"):
         adapter_files.open_adapter({"start": str(tmp_path / "no")}, base()[1])
+
+
+@pytest.mark.parametrize("variant", ["paligemma2", "gemma3"])
+def test_other_families_are_the_same_in_peft(variant, tmp_path):
+    """On every linear layer of the torch model but its head, with random leaves."""
+    family, model, _, vlm, params = test_families.both(variant, tmp_path / "base")
+    adapter = adapter_files.open_adapter({"rank": 2, "targets": ((".*", True),)}, vlm)
+    rng, flat = np.random.default_rng(1), {}
+    for path, leaf in paths.flatten(begun(adapter, params)).items():
+        noise = 0.1 * rng.normal(size=leaf.shape).astype(np.float32)
+        flat[path] = leaf if path.endswith("scale") else noise
+    leaves = adapters.nest(flat)
+    adapter_files.write(tmp_path / "adapter", adapter, leaves, vlm.weights, base="")
+
+    example = test_families.example(model)
+    batch = test_llava.batch_of(vlm, *example)
+
+    @jax.jit
+    def logps(own):
+        h = vlm.hidden(own, batch, test_llava.LAYOUT)
+        states = h, vlm.unembed(own), batch.responses
+        return autoregressive.token_logps(*states, chunk=4, cap=vlm.logit_cap)
+
+    ours, before = logps(adapters.insert(params, leaves)), logps(params)
+    linear = sum(isinstance(part, torch.nn.Linear) for part in model.modules()) - 1  # the head
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    assert sum(hasattr(part, "lora_A") for part in adapted.modules()) == linear
+    branches = (test_families.torch_logps(family, adapted, *example, branch) for branch in range(2))
+    assert_same(ours, branches)
+    assert np.abs((ours - before) * batch.mask).max() > 0.1

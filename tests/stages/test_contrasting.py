@@ -1,12 +1,14 @@
 """Sampling under a contrast: from the config to the file."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from rubric_jax import stages
+from rubric_jax import paths, stages
 from rubric_jax.data import loading
+from rubric_jax.models import adapters
 from rubric_jax.stages import contrasting, sample
 from rubric_jax.train import setup as setup_lib
 from tests.stages import jobs
@@ -48,6 +50,18 @@ def test_both_contexts_of_a_row_are_read_apart(tmp_path):
     assert not (blind.media["index"] >= 0).any()
     shorter = (clean.prompt_lengths - blind.prompt_lengths).ravel()
     np.testing.assert_array_equal(shorter, (clean.media["index"] >= 0).sum(axis=(1, 2)))
+
+
+def test_another_policy_is_read_without_the_adapter(tmp_path):
+    made = jobs.config(model={"adapter": {"rank": 2}})
+    setup = setup_lib.build(made)
+    params = setup_lib.load(setup)
+    assert adapters.has(contrasting.other_params(setup, contrasting.parse(BLIND), params))
+    shutil.copytree(setup.directory, tmp_path / "other")
+    for directory in (setup.directory, tmp_path / "other"):
+        spec = contrasting.parse({"contrast": "vcd", "checkpoint": str(directory)})
+        found = paths.flatten(contrasting.other_params(setup, spec, params))
+        assert found.keys() == paths.flatten(adapters.without(params)).keys()
 
 
 @pytest.mark.slow

@@ -186,6 +186,18 @@ def test_the_first_step_is_that_of_a_batch_made_by_hand(learnt):
 
 
 @pytest.mark.slow
+def test_samples_come_from_the_policy_under_its_adapter(tmp_path):
+    adapter = {"rank": 2, "targets": ((r"decoder/.*/[qv]/kernel", True), (r".*", False))}
+    made = config(model={"adapter": adapter}, optimizer={"learning_rate": 0.1}, train={"steps": 3})
+    run, _ = train(made, tmp_path)
+    for line in runs.metrics(run.path(1, "train")):  # on the very policy that sampled
+        assert line["grpo/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert line["grpo/kl"] > 1e-4  # which has left its base
+    assert pathlib.Path(run.path(1, "adapter", "adapter_config.json")).exists()
+    assert pathlib.Path(run.path(1, "policy", "model.safetensors")).exists()
+
+
+@pytest.mark.slow
 def test_best_against_worst_of_the_fresh_samples(tmp_path):
     made = config(
         data={"branches": ("chosen", "rejected")},

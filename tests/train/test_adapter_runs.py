@@ -13,7 +13,8 @@ import safetensors.numpy
 
 from rubric_jax import checkpoint, paths, stages
 from rubric_jax import config as config_lib
-from rubric_jax.models import adapter_files, adapters
+from rubric_jax.models import adapter_files, adapters, head_files
+from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import loop, memory
 from rubric_jax.train import setup as setup_lib
 from tests.train import runs
@@ -128,3 +129,20 @@ def test_export_without_an_adapter_says_so(tmp_path):
     checkpoint.claim(str(tmp_path), json.loads(json.dumps(dataclasses.asdict(plain))))
     with pytest.raises(ValueError, match="trained no adapter"):
         stages.export(str(tmp_path), "", adapter=str(tmp_path / "adapter"))
+
+
+def test_what_an_adapter_does_not_go_with_is_refused(tmp_path):
+    heads = {"reward": {"head": "last"}}
+    made = config("step", **LORA)
+    model = dataclasses.replace(made.model, heads=heads)
+    with pytest.raises(ValueError, match=r"config.model.heads has the head\(s\) reward"):
+        setup_lib.objective(dataclasses.replace(made, model=model))
+    moving = dataclasses.replace(made.train, refresh=2)
+    with pytest.raises(ValueError, match=r"refresh is 2, but under config.model.adapter"):
+        setup_lib.objective(dataclasses.replace(made, train=moving))
+    shutil.copytree(runs.root() / "model", tmp_path / "model")
+    spec = heads_lib.complete(heads)
+    head_files.write(tmp_path / "model", {"reward": {"bias": np.zeros(1, np.float32)}}, spec)
+    model = dataclasses.replace(made.model, checkpoint=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"model has the head\(s\) reward: a run trains either"):
+        setup_lib.build(dataclasses.replace(made, model=model))
