@@ -194,7 +194,7 @@ def write(
         "task_type": None,
         "base_model_name_or_path": base,
         "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
+        "lora_alpha": int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

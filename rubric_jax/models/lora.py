@@ -44,14 +44,15 @@ def apply(x: Array, y: Array, kernel: Array, leaves: Leaves, *, dtype) -> Array:
     inputs = a.ndim - 1
     axes = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     low = jax.lax.dot_general(x.astype(dtype), a, (axes, ((), ())))  # [..., r]
-    low = low * leaves.lora_scale.astype(dtype)
+    low = (low.astype(_F32) * leaves.lora_scale).astype(dtype)
     y = y + jax.lax.dot_general(low, b, (((low.ndim - 1,), (0,)), ((), ())))
     if leaves.lora_magnitude is None:
         return y
     # The norm is a constant to the gradient, as section 4.3 of the paper has it.
     size = jax.lax.stop_gradient(norm(kernel, leaves))
-    ratio = (leaves.lora_magnitude / size).astype(dtype)
-    return y * jnp.expand_dims(ratio, tuple(range(y.ndim - ratio.ndim)))
+    ratio = leaves.lora_magnitude / size  # float32: close to 1, where bfloat16 has steps of 0.8 %
+    ratio = jnp.expand_dims(ratio, tuple(range(y.ndim - ratio.ndim)))
+    return (y.astype(_F32) * ratio).astype(dtype)
 
 
 def norm(kernel: Array, leaves: Leaves) -> Array:
