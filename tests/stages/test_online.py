@@ -50,7 +50,7 @@ def config(**groups) -> config_lib.Config:
         "mesh": {"data": -1},
     }
     for name, values in groups.items():
-        made[name] = {**made[name], **values} if name not in ("objective",) else values
+        made[name] = {**made.get(name, {}), **values} if name not in ("objective",) else values
     return jobs.config(**made)
 
 
