@@ -206,7 +206,8 @@ def params(workdir: str, step: int | str | None = None, abstract=None):
         found = {
             path.removeprefix("params/"): leaf
             for path, leaf in _saved(manager, step).items()
-            if path.startswith("params/")
+            # A module without parameters leaves an empty dict in the tree, which has no shape.
+            if path.startswith("params/") and hasattr(leaf, "shape")
         }
         if abstract is None:
             leaves = {path: np.empty(0) for path in found}

@@ -397,7 +397,7 @@ def bind(table: Mapping[str, Callable], name: str, knobs: Mapping[str, Any], *, 
     Knobs are the keyword-only parameters of the function. Returns the function; raises ValueError
     on an unknown name, an unknown knob or a missing knob, with the nearest match.
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"Unknown {what} {name!r}; it must be {one_of(name, table)}")
     parameters = {
         key: p

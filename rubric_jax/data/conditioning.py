@@ -60,7 +60,8 @@ def choice(
     Args:
       vectors: lists of A numbers >= 0, in the order of the axes.
     """
-    table = np.asarray(vectors, np.float64) if vectors else np.zeros((0, 0))
+    even = len({len(v) if isinstance(v, list | tuple) else 0 for v in vectors}) == 1
+    table = np.asarray(vectors, np.float64) if even else np.zeros((0, 0))
     if table.ndim != 2 or table.shape[1] != len(axes) or not (table >= 0).all():
         raise ValueError(
             f"vectors is {vectors!r}; it must be a list of {len(axes)} numbers >= 0 each, in the "

@@ -12,6 +12,7 @@ the largest gap, 2 for the next. Everything else of the record is copied.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -113,7 +114,7 @@ def bind(values: Mapping[str, Any], axes: Sequence[str]) -> Rated | None:
             known = config_lib.one_of(key, ("pairs", "weights"))
             raise ValueError(f"{where}: unknown field {key!r}; it must be {known}")
     name = values.get("pairs")
-    if name not in PAIRS:
+    if not isinstance(name, str) or name not in PAIRS:
         raise ValueError(f"{where}.pairs is {name!r}; it must be {config_lib.one_of(name, PAIRS)}")
     if not axes:
         raise ValueError(
@@ -126,6 +127,7 @@ def bind(values: Mapping[str, Any], axes: Sequence[str]) -> Rated | None:
         if axis not in axes:
             known = config_lib.one_of(axis, axes)
             raise ValueError(f"{where}.weights.{axis} is no axis of config.data.axes: {known}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise ValueError(f"{where}.weights.{axis} is {weight!r}; it must be a number.")
+        fine = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not fine or not math.isfinite(weight):
+            raise ValueError(f"{where}.weights.{axis} is {weight!r}; it must be a finite number.")
     return Rated(name, dict(weights))

@@ -228,7 +228,7 @@ def without(params: Params) -> Params:
 
 def extract(params: Params) -> Params:
     """The adapter's leaves alone; {} if there are none."""
-    return _select(params, is_adapter)
+    return _select(params, is_adapter, hollow=False)
 
 
 def swap(params: Params, leaves: Params) -> Params:
@@ -286,12 +286,13 @@ def rules(adapter: Adapter, base: paths.Rules) -> paths.Rules:
     return tuple(made)
 
 
-def _select(tree: Params, wanted: Callable[[str], bool]) -> Params:
+def _select(tree: Params, wanted: Callable[[str], bool], *, hollow: bool = True) -> Params:
+    """The leaves whose names are wanted; `hollow`: with the modules that have no parameters."""
     found = {}
     for name, leaf in tree.items():
         if isinstance(leaf, Mapping):
-            below = _select(leaf, wanted)
-            if below or not leaf:
+            below = _select(leaf, wanted, hollow=hollow)
+            if below or (hollow and not leaf):
                 found[name] = below
         elif wanted(name):
             found[name] = leaf

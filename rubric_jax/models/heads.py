@@ -161,7 +161,7 @@ def complete(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found = {}
     for name, values in spec.items():
         where = f"config.model.heads.{name}"
-        if not re.fullmatch(r"\w+", name):
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
             raise ValueError(f"{where}: the name may hold letters, digits and underscores.")
         if not isinstance(values, Mapping):
             raise ValueError(f"{where} is {values!r}; it must be a group: {{'head': 'last'}}.")

@@ -177,7 +177,7 @@ def head(value: Any, hint: Any, heads: Mapping[str, types.HeadShape], where: str
             f"{where} is {value!r}, but there are no heads; name them in config.model.heads, such "
             'as {"reward": {"head": "last"}}.'
         )
-    if value not in heads:
+    if not isinstance(value, str) or value not in heads:
         raise ValueError(
             f"{where} is {value!r}; it must be {config.one_of(value, heads)} config.model.heads "
             "lists them."

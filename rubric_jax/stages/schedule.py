@@ -77,6 +77,7 @@ def check_objective(config: config_lib.Config) -> None:
     """Raises ValueError where an objective, of the config or of a stage, does not fit."""
     if not check(config):
         setup_lib.objective(config)
+        loop.check_best(config)
 
 
 def check(config: config_lib.Config) -> list[str]:
@@ -103,6 +104,7 @@ def check(config: config_lib.Config) -> list[str]:
         try:
             stage = stage_config(config, values, config.model.checkpoint)
             setup_lib.objective(stage)
+            loop.check_best(stage)
             if alpha and adapters.check(stage.model.adapter).get("start"):
                 raise ValueError(
                     "extrapolate needs the start of the stage as a directory; merge "

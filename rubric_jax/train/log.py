@@ -40,6 +40,7 @@ class Log:
         self._pending: tuple[int, Mapping, float] | None = None
         self._timed = 0  # steps in the window of the clock
         self._window: list[dict[str, float]] = []
+        self._last = first  # the step of the window's newest entry
         self._shapes: set = set()
         self._steps = steps
         self._bar = tqdm.tqdm(
@@ -92,16 +93,20 @@ class Log:
             self._timed += 1
         self._window.append(read)
         self._bar.update()
+        self._last = step
         if step % self._every == 0 or step == self._steps:
-            means = {
-                name: float(np.mean([values[name] for values in self._window])) for name in read
-            }
-            means["learning_rate"] = float(self._schedule(step - 1))
-            speed = self._speed.read() if self._timed else {}
-            self._writer.write(step, means | speed)
-            self._timed = 0
-            self._window.clear()
-            self._bar.set_postfix_str(_short(means))
+            self._write()
+
+    def _write(self) -> None:
+        """Means over the steps since the last line."""
+        names = self._window[-1]
+        means = {name: float(np.mean([values[name] for values in self._window])) for name in names}
+        means["learning_rate"] = float(self._schedule(self._last - 1))
+        speed = self._speed.read() if self._timed else {}
+        self._writer.write(self._last, means | speed)
+        self._timed = 0
+        self._window.clear()
+        self._bar.set_postfix_str(_short(means))
 
     def pause(self, step: int, found: Mapping[str, float]) -> None:
         """Writes an evaluation, whose time does not count as training."""
@@ -110,8 +115,11 @@ class Log:
             self._writer.write(step, {f"eval/{name}": value for name, value in found.items()})
         self.restart()
 
-    def close(self) -> None:
+    def close(self, *, final: bool = False) -> None:
+        """Ends the log. `final`: the run is over, so what is left of a line is written, too."""
         self.flush()
+        if final and self._window:
+            self._write()
         self._bar.close()
 
 

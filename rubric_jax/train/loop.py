@@ -284,7 +284,7 @@ def _run(job: _Job, data: Data, held_out: Data | None, turns: Turns) -> Outcome:
                     "command goes on from there.",
                 )
                 return Outcome(done, False, {})
-        log.close()
+        log.close(final=True)
         if patience.over:
             _say(setup, f"Stopped early, at step {done} of {steps}: {patience.why()}.")
         if done == first and held_out is not None:  # nothing was left to do

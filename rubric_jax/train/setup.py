@@ -122,6 +122,11 @@ def objective(config: config_lib.Config) -> objectives.Objective:
     rated.bind(config.data.rated, config.data.axes)
     heads = heads_lib.shapes(config.model.heads)
     built = objectives.build(config.objective, layout, config.data.axes, heads)
+    if built.steps and not built.steps[0]:
+        raise ValueError(
+            "The knob `ends` of a term that reads steps is empty; give the text that ends a step, "
+            "such as a line break."
+        )
     if built.needs_reference and config.train.reference == "none":
         names = ", ".join(term.entry for term in built.terms)
         raise ValueError(
@@ -270,13 +275,14 @@ def source(setup: Setup, path: str, split: str, cache: str) -> loading.Source:
 def plan(setup: Setup, data: loading.Source, *, shuffle: bool, rows=None) -> loading.Plan:
     """Batches for training (shuffled, cut for accumulation) or for one pass in input order.
 
-    Training visits the rows of config.data.view, by config.data.curriculum; a pass visits `rows`,
-    all by default.
+    `rows` are the ones to visit, all by default; training visits those of them that are in
+    config.data.view, by config.data.curriculum.
     """
     train, shards = setup.config.train, sharding.data_shards(setup.mesh)
     phases = None
     if shuffle:
-        rows = ordering.rows(data.prepared, setup.config.data)
+        view = ordering.rows(data.prepared, setup.config.data)
+        rows = view if rows is None else np.intersect1d(view, rows)
         phases = ordering.phases(data.prepared, setup.config.data, rows)
     parts = train.accumulate if shuffle else 1
     size = train.batch_size

@@ -73,6 +73,7 @@ def branch_logps(task: Task, params: Params, batch: types.Batch) -> Array:
 
 def branch_scores(task: Task, params: Params, batch: types.Batch) -> dict[str, Array]:
     """`logps` as branch_logps gives them, and `heads/<name>` [B, N, H] of heads per branch."""
+    batch = task.draw(batch, None)
     names = [n for n, head in task.vlm.heads if head.shape.of == "branch"]
     states = _states(task, params, batch, bool(names))
     found = _heads(task, names, params, states, None, batch)

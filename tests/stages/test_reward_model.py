@@ -14,7 +14,11 @@ from rubric_jax.stages import run
 from rubric_jax.train import setup
 from tests.train import runs, steps
 
-HEADS = {"reward": {"head": "last"}, "router": {"head": "prompt", "outputs": 2}}
+HEADS = {
+    "reward": {"head": "last"},
+    "router": {"head": "prompt", "outputs": 2},
+    "active": {"head": "activation"},  # has no parameters
+}
 ALONE = ((r"heads/.*", True), (r".*", False))
 BT = {"bt": {"win": "chosen", "lose": "rejected", "head": "reward"}}
 

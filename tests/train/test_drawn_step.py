@@ -10,6 +10,7 @@ import pytest
 from rubric_jax import sharding
 from rubric_jax.data.corruptions import drawn
 from rubric_jax.train import loop
+from rubric_jax.train import step as step_lib
 from tests.train import runs, steps
 
 BRANCHES = ("chosen", "rejected", "chosen@corrupted")
@@ -100,3 +101,16 @@ def test_no_stored_log_probabilities_belong_to_it(tmp_path):
     data = {"branches": BRANCHES, "contexts": CONTEXTS}
     with pytest.raises(ValueError, match=r"drawn anew .*set it to 'step', or .*'when': 'data'"):
         loop.train(runs.config(data=data, objective=SPEC), str(tmp_path))
+
+
+def test_scores_see_the_draw_that_log_probabilities_see():
+    made = case()
+    task = steps.setup_lib.task(made.setup, None)
+    with jax.set_mesh(made.setup.mesh):
+        params, placed = made.params(), sharding.put_batch(batch(made), made.setup.mesh)
+        wanted, scores = (
+            jax.jit(functools.partial(function, task))(params, placed)
+            for function in (step_lib.branch_logps, step_lib.branch_scores)
+        )
+    np.testing.assert_array_equal(scores["logps"], wanted)
+    assert not np.array_equal(wanted[:, 0], wanted[:, 2])  # the context differs
