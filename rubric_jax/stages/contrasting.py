@@ -5,7 +5,8 @@
   {"contrast": "vcd", "alpha": 0.5, "plausible": 0.0, "checkpoint": DIR}  another policy: DCD
 
 contrast     a function of contrasts.py, with its knobs
-context      a corruption of the pictures, as in config.data.contexts; none = they stay as they are
+context      a corruption of the pictures, as in config.data.contexts but for `when` "step"; none =
+             they stay as they are
 checkpoint   the other policy, of the same architecture, without config.model.adapter; none = the
              policy itself
 """
@@ -60,6 +61,11 @@ def parse(values: Mapping[str, Any], where: str = "config.sample.contrast") -> S
         raise ValueError(
             f"{where} sets the policy against itself; give a context, such as {{'corruption': "
             "'drop'}, or a checkpoint."
+        )
+    if context.get("when") == "step":
+        raise ValueError(
+            f"{where}.context.when is 'step', but answers are sampled outside of training steps; "
+            "leave it out: the pictures are then made once."
         )
     try:
         corruptions.bind({CONTEXT: context} if context else {}, LAYOUT)

@@ -26,6 +26,10 @@ BLIND = {"contrast": "vcd", "plausible": 0.0, "context": {"corruption": "drop"}}
         ({"contrast": "vcd"}, "sets the policy against itself"),
         ({"contrast": "vcd", "context": {"corruption": "dorp"}}, "Unknown corruption 'dorp'"),
         ({"contrast": "vcd", "checkpoint": 3}, "checkpoint 3; they must be"),
+        (
+            {"contrast": "vcd", "context": {"corruption": "gaussian_noise", "when": "step"}},
+            "config.sample.contrast.context.when is 'step'",
+        ),
     ],
 )
 def test_a_wrong_contrast_is_refused_before_anything_runs(values, message, tmp_path):
