@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rubric_jax import config as config_lib
 from rubric_jax import evals, judges, recipes, sharding, types
@@ -79,7 +79,8 @@ def _check_judge(config: config_lib.Config) -> None:
 
 def _check_online(config: config_lib.Config, data: config_lib.Data) -> None:
     recipes.check_online(config.pair.recipe)
-    batching.columns(types.Layout.of(data.branches), config)
+    columns = batching.columns(types.Layout.of(data.branches), config)
+    _check_drawn(columns, data)
     for where, found in (
         ("config.pair.other", config.pair.other),
         ("config.schedule", config.schedule),
@@ -89,4 +90,17 @@ def _check_online(config: config_lib.Config, data: config_lib.Data) -> None:
             raise ValueError(
                 f"{where} has no place where every step samples; leave it empty, or set "
                 "config.online.updates to 0."
+            )
+
+
+def _check_drawn(columns: types.Layout, data: config_lib.Data) -> None:
+    """Pictures drawn in the step are those of rows that the instructions' file has responses to."""
+    if columns.branches:
+        return
+    for name, values in data.contexts.items():
+        if isinstance(values, Mapping) and values.get("when") == "step":
+            raise ValueError(
+                f"config.data.contexts.{name}.when is 'step', which needs a response in the "
+                "instructions' file, and with config.online.updates every response is sampled; "
+                "take 'when': 'data'."
             )

@@ -24,6 +24,10 @@ from tests.train import runs
 
 GROUP = tuple(f"response_{k}" for k in range(4))
 GRPO = {"over": "response_*", "weights": [1.0, 0.0], "behaviour": "sampler", "beta_kl": 0.01}
+DRAWN = {
+    "branches": (*GROUP, *(f"{name}@corrupted" for name in GROUP)),
+    "contexts": {"corrupted": {"corruption": "gaussian_noise", "std": 0.1, "when": "step"}},
+}
 # A word of four in a response of six: a random model says one now and then.
 WORDS = {
     "writer": "rules",
@@ -327,6 +331,7 @@ def test_a_share_of_failed_verdicts_stops_the_run(tmp_path):
         ({"pair": {"other": "elsewhere"}}, "config.pair.other has no place"),
         ({"judging": {"judge": {}}}, "config.judging.judge is empty"),
         ({"data": {"branches": ("response_0@corrupted", *GROUP)}}, "put a branch under the pic"),
+        ({"data": DRAWN}, r"config.data.contexts.corrupted.when is 'step'.*take 'when': 'data'"),
         ({"online": {"updates": 0}}, "'group' is for samples of every step"),
     ],
 )
