@@ -195,6 +195,13 @@ def _check_sampling(config: config_lib.Config, built: objectives.Objective) -> N
                 f"{config.online.updates}: with samples in every step it must be 'sampler' (or "
                 "'policy'), on stored ones 'reference' (or 'policy')."
             )
+        if online and behaviour == "sampler" and config.data.eval_path:
+            raise ValueError(
+                f"config.objective.{entry}.behaviour is 'sampler', but nobody sampled the held-out "
+                "rows of config.data.eval_path in the step. Set behaviour to 'policy', or leave "
+                "eval_path empty and measure rewards on new samples: config.pool.eval_path and "
+                "config.evaluation."
+            )
 
 
 def reference(config: config_lib.Config, objective: objectives.Objective) -> str:

@@ -332,6 +332,7 @@ def test_a_share_of_failed_verdicts_stops_the_run(tmp_path):
         ({"judging": {"judge": {}}}, "config.judging.judge is empty"),
         ({"data": {"branches": ("response_0@corrupted", *GROUP)}}, "put a branch under the pic"),
         ({"data": DRAWN}, r"config.data.contexts.corrupted.when is 'step'.*take 'when': 'data'"),
+        ({"data": {"eval_path": "pairs.jsonl"}}, "behaviour is 'sampler', but.*to 'policy', or"),
         ({"online": {"updates": 0}}, "'group' is for samples of every step"),
     ],
 )
