@@ -81,10 +81,13 @@ def _check_online(config: config_lib.Config, data: config_lib.Data) -> None:
     recipes.check_online(config.pair.recipe)
     columns = batching.columns(types.Layout.of(data.branches), config)
     _check_drawn(columns, data)
+    _check_gap(columns, data)
     for where, found in (
         ("config.pair.other", config.pair.other),
         ("config.schedule", config.schedule),
         ("config.sample.contrast", config.sample.contrast),
+        ("config.data.weights", data.weights),
+        ("config.data.differences", data.differences),
     ):
         if found:
             raise ValueError(
@@ -103,4 +106,17 @@ def _check_drawn(columns: types.Layout, data: config_lib.Data) -> None:
                 f"config.data.contexts.{name}.when is 'step', which needs a response in the "
                 "instructions' file, and with config.online.updates every response is sampled; "
                 "take 'when': 'data'."
+            )
+
+
+def _check_gap(columns: types.Layout, data: config_lib.Data) -> None:
+    """Rows are ordered before anything is sampled, so by responses of the file alone."""
+    for name, values in (("curriculum", data.curriculum), ("view", data.view)):
+        win, lose = values.get("win", "chosen"), values.get("lose", "rejected")
+        stored = win in columns.branches and lose in columns.branches
+        if values.get("by") == "gap" and not stored:
+            raise ValueError(
+                f"config.data.{name}.by is 'gap', the rewards of {win!r} above {lose!r}, "
+                "and not both are columns of the instructions' file: with config.online.updates "
+                "rows are ordered before anything is sampled. Take 'level', or leave it empty."
             )

@@ -187,6 +187,17 @@ def _check_sampling(config: config_lib.Config, built: objectives.Objective) -> N
             "config.online.updates samples in every step, so no reference can be stored in "
             "advance; set config.train.reference to 'step'."
         )
+    if online and built.spans:
+        raise ValueError(
+            "The objective weighs tokens by spans, which fresh samples do not have; take the "
+            "modifier `spans` out of config.objective, or set config.online.updates to 0."
+        )
+    if online and built.needs_preference:
+        raise ValueError(
+            "The objective weighs axes as the prompts state it (weights 'prompt'), which has no "
+            "place where every step samples; give the weights as numbers, or set "
+            "config.online.updates to 0."
+        )
     wrong = "reference" if online else "sampler"
     for entry, behaviour in built.behaviours.items():
         if behaviour == wrong:

@@ -333,6 +333,12 @@ def test_a_share_of_failed_verdicts_stops_the_run(tmp_path):
         ({"data": {"branches": ("response_0@corrupted", *GROUP)}}, "put a branch under the pic"),
         ({"data": DRAWN}, r"config.data.contexts.corrupted.when is 'step'.*take 'when': 'data'"),
         ({"data": {"eval_path": "pairs.jsonl"}}, "behaviour is 'sampler', but.*to 'policy', or"),
+        ({"data": {"weights": {"draw": "dirichlet"}}}, "config.data.weights has no place"),
+        ({"data": {"differences": GROUP[:2]}}, "config.data.differences has no place"),
+        ({"data": {"curriculum": {"by": "gap"}}}, "config.data.curriculum.by is 'gap'.*'level'"),
+        ({"data": {"view": {"by": "gap", "win": GROUP[0]}}}, "config.data.view.by is 'gap'"),
+        ({"objective": {"grpo": {**GRPO, "with": {"spans": {}}}}}, "take the modifier `spans` out"),
+        ({"objective": {"grpo": {**GRPO, "weights": "prompt"}}}, "give the weights as numbers"),
         ({"online": {"updates": 0}}, "'group' is for samples of every step"),
     ],
 )
