@@ -177,7 +177,7 @@ class Maker:
         index, count = sharding.process_block(setup.mesh)
         own = jax.tree.map(lambda x: np.split(x, count)[index], (found, judged.choice))
         batch = batching.assemble(setup, loaded, *own)
-        self.objective.check(batch.labels)
+        _check_labels(self.objective, batch.labels)
         metrics = dict(zip(self.names, judged.metrics.tolist(), strict=True))
         metrics["seconds/sample"] = sampled - started
         metrics["seconds/judge"] = time.perf_counter() - sampled
@@ -274,6 +274,17 @@ class Maker:
         appender = files.Appender(os.path.join(self.workdir, SHOWN))
         appender.add(_shown(step, group) for group in groups[: config.online.shown])
         appender.close()
+
+
+def _check_labels(objective: Any, labels: types.Labels) -> None:
+    """Raises ValueError on every process where a row of any of them does not suit a term.
+
+    labels: of this process's rows. One that raised alone would leave the others waiting in the
+    step.
+    """
+    if jax.process_count() > 1:
+        labels = multihost_utils.process_allgather(labels, tiled=True)
+    objective.check(labels)
 
 
 def _shown(step: int, group: groups_lib.Group) -> dict[str, Any]:

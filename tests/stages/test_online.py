@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pathlib
 import socket
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -426,6 +428,48 @@ def test_two_processes_do_as_one(tmp_path):
     for name in ("grad_norm", "grpo/kl", "sample/tokens", "update_norm"):
         found, wanted = ([line[name] for line in lines] for lines in (two, one))
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-7, err_msg=name)
+
+
+# argv: coordinator, process. The rows of process 1 alone are ordered by an axis without weight.
+CHECK = """
+import sys
+import jax
+import numpy as np
+from rubric_jax import objectives, types
+from rubric_jax.stages import online
+process = int(sys.argv[2])
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=process)
+pair = {"win": "chosen", "lose": "rejected", "weights": [1.0, 0.0]}
+layout = types.Layout.of(("chosen", "rejected"))
+objective = objectives.build({"modpo": {**pair, "beta": 0.1}}, layout, ("word", "length"))
+axis = np.full(2, process, np.int32)
+labels = types.Labels(np.zeros((2, 2, 2), np.float32), np.ones(2), np.zeros(2), axis)
+try:
+    online._check_labels(objective, labels)
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_refuse_a_row_of_one():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        coordinator = f"localhost:{probe.getsockname()[1]}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHECK, coordinator, str(process)],
+            cwd=runs.ROOT,
+            env=runs.environment(devices=1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in (0, 1)
+    ]
+    for process in both:
+        found = process.communicate(timeout=120)[0]
+        assert "refused: Row 2 is ordered by axis 1, whose weight is 0.0" in found, found[-3000:]
 
 
 def _timeless(workdir):
