@@ -2,10 +2,11 @@
 
   python -m rubric_jax train --config=configs/zoo/dpa.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
+  python -m rubric_jax export --workdir=RUN --out=HF_DIR
 
 No preference loss: -log pi(y | prompt, v), y the answer with the largest v . rewards. Columns:
 prompt (with v, such as "helpfulness*95 + verbosity*31"), chosen, images. Sample again from
-RUN/policy and repeat. A reward model of many axes is the term `regression` on a head.
+HF_DIR and repeat. A reward model of many axes is the term `regression` on a head.
 
 Ours: the mean over tokens.
 """

@@ -2,10 +2,11 @@
 
   python -m rubric_jax train --config=configs/zoo/mrdpo.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
+  python -m rubric_jax export --workdir=RUN --out=HF_DIR
 
 Its equation: DPO + 0.1 CE(true caption), beta 0.1, 1000 steps a round. Columns: chosen, rejected,
-reference_answer, images (frames). The next round: the same command with
---config.model.checkpoint=RUN/policy, which is then the reference too.
+reference_answer, images (frames). The next round: the same commands
+with another --workdir and --config.model.checkpoint=HF_DIR, which is then the reference too.
 
 Ours: CE is averaged over the tokens of the batch; the whole model is trained (the paper: LoRA, rank
 128 and alpha 256, merged and begun anew in every round, which config.model.adapter does in `run`).

@@ -2,10 +2,11 @@
 
   python -m rubric_jax train --config=configs/zoo/pal.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
+  python -m rubric_jax export --workdir=RUN --out=HF_DIR
 
 -log sigma(scale (cos(f(chosen), a) - cos(f(rejected), a))), a = sum_k softmax(W[user])_k g_k(x).
 The axes are the users: name yours in config.data.axes. Columns: chosen, rejected, images, axis
-(who preferred). For a new user train W alone, from RUN/policy: optimizer.trainable =
+(who preferred). For a new user train W alone, from HF_DIR: optimizer.trainable =
 ((r"heads/users/.*", True), (r".*", False)).
 
 Ours: 64 dimensions, two prototypes, four users, the model frozen.

@@ -2,9 +2,10 @@
 
   python -m rubric_jax train --config=configs/zoo/reward_bridge.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
+  python -m rubric_jax export --workdir=RUN --out=HF_DIR
 
 Stage 1, here: -phi(log-ratio) of demonstrations, phi Pearson's z - z^2/4. Stage 2:
-configs/llava.py with --config.model.checkpoint=RUN/policy. The paper's other remedy is a lower
+configs/llava.py with --config.model.checkpoint=HF_DIR. The paper's other remedy is a lower
 learning rate with phi "linear", which is SFT. Columns: chosen, images.
 
 Ours: scale 0.01, because a summed log-ratio passes Pearson's turning point at 2 at once.

@@ -2,10 +2,11 @@
 
   python -m rubric_jax train --config=configs/zoo/sport.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
+  python -m rubric_jax export --workdir=RUN --out=HF_DIR
 
 Plain DPO. Columns: prompt (the conversation so far, with what the tools returned), chosen and
 rejected (the next step alone: only they are trained on), images. Then the next round of tasks from
-RUN/policy.
+HF_DIR.
 
 Ours: beta 0.1; the paper gives none.
 """

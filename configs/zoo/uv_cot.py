@@ -2,9 +2,10 @@
 
   python -m rubric_jax train --config=configs/zoo/uv_cot.py --config.model.checkpoint=DIR \
       --config.data.path=prefs.jsonl --workdir=RUN
+  python -m rubric_jax export --workdir=RUN --out=HF_DIR
 
 Its equation: -log sigma(beta gap - (g(s_w) - g(s_l))), beta 0.1, four iterations, each on a part
-of the questions and from the policy before it (--config.model.checkpoint=RUN/policy). Columns:
+of the questions and from the policy before it (--config.model.checkpoint=HF_DIR). Columns:
 images (picture and crop), chosen, rejected, margin = g(s_w) - g(s_l).
 
 Ours: g is not in the paper; take kappa times the score. The release leaves the margin out and
