@@ -23,8 +23,8 @@ STATUSES = {
     "the pipeline makes.",
     "your data": "the same loss and schedule; how the method makes its data (last column) is not "
     "here. The config's docstring names the columns to bring.",
-    "partial": "trains, but a part of the method is missing: of its loss, model, modality or "
-    "decoding.",
+    "partial": "trains, but a part of the method is missing: of its loss, selection in the step, "
+    "model, modality or decoding.",
     "not yet": "no config, for the reason in the last column.",
     "survey": "no method.",
 }

@@ -5,8 +5,9 @@
 
 Conditional DPO over a video, with a bank of changed clips. In the step each row takes the clip
 under which the policy's distributions along the answer are farthest (Jensen-Shannon, without
-gradient) from those under the true clip. Columns: chosen, images (frames), weight (to weigh noisy
-samples down).
+gradient) from those under the true clip. The paper first leaves out clips that are not visually
+close to the true one; here the whole bank stands for choice. Columns: chosen, images (frames),
+weight (to weigh noisy samples down).
 
 Ours: beta 0.1, the bank, the mean over the answer's tokens.
 """
@@ -17,8 +18,11 @@ METHOD = {
     "row": 12,
     "name": "PaMi-VDPO",
     "paper": "arXiv:2504.05810",
-    "status": "your data",
-    "missing": "the filter that keeps clips visually close; the weights of noisy samples",
+    "status": "partial",
+    "missing": (
+        "of the selection in the step, the filter that keeps clips visually close; the weights of "
+        "noisy samples"
+    ),
 }
 
 
