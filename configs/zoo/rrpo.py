@@ -5,10 +5,12 @@
 
 Its equation: -log sigma(beta u) + alpha sum_t KL(reference || policy), u over the spans in which
 the answers differ, the divergence over all of chosen. Differing words are found by comparing, or
-named by chosen_spans and rejected_spans. Columns: chosen, rejected, images (frames). Values of
-LLaVA-Video.
+named by chosen_spans and rejected_spans. Columns: chosen, rejected, images (frames). Beta, alpha
+and learning rate are those of LLaVA-Video.
 
-The sign of the divergence is the code's; the whole model is trained, not LoRA.
+The sign of the divergence is the code's.
+
+Ours: batch 8 (the source has 32); the whole model is trained, not LoRA.
 """
 
 from configs import llava
