@@ -10,7 +10,7 @@ answer that cannot be parsed is wrong. The instructions need the column answer. 
 --config.pair.recipe.recipe=continuation --config.pair.recipe.pairs=1.
 
 Ours: NLL per response; the code averages over the tokens of the batch (reduce "batch_tokens"). The
-best-of-8 of its tables is no part of training.
+best of 8 by a process scorer, in its tables, belongs to answering, and is not here.
 """
 
 from configs import rdpo_llava
@@ -20,7 +20,7 @@ METHOD = {
     "name": "InternVL3 (MPO)",
     "paper": "arXiv:2504.10479",
     "status": "works",
-    "missing": "",
+    "missing": "when answering: the best of 8 by a process scorer",
 }
 
 

@@ -7,7 +7,7 @@
 
 GRPO, eight fresh responses at temperature 1, reward 0.9 (right verdict) + 0.1 (format), KL 0.01,
 batch 128, vision tower trained. `questions` asks of every pair in both orders. The paper's best of
-128 by self-critique belongs to answering, and is not here.
+128 by self-critique belongs to answering, is no part of training, and is not here.
 
 Ours: the wording of the question.
 """
@@ -19,7 +19,7 @@ METHOD = {
     "name": "LLaVA-Critic-R1",
     "paper": "arXiv:2509.00676",
     "status": "works",
-    "missing": "",
+    "missing": "when answering: the best of 128 by self-critique",
 }
 
 

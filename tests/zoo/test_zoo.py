@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import types as types_lib
 
 import jax
 import numpy as np
@@ -36,6 +37,13 @@ def test_a_row_that_is_there_twice_is_named(monkeypatch):
     twice = {**CONFIGS, "again": CONFIGS["rpo"]}
     monkeypatch.setattr(zoo, "configs", lambda: twice)
     with pytest.raises(ValueError, match=r"46, 47, 47, 48"):
+        zoo.methods()
+
+
+def test_a_method_that_works_lacks_at_most_what_belongs_to_answering(monkeypatch):
+    lacking = {**CONFIGS["rpo"].METHOD, "missing": "a part of the loss"}
+    monkeypatch.setattr(zoo, "configs", lambda: {"rpo": types_lib.SimpleNamespace(METHOD=lacking)})
+    with pytest.raises(ValueError, match=r"rpo, row 47: .*'when answering: '"):
         zoo.methods()
 
 
