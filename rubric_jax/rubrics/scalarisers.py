@@ -1,4 +1,4 @@
-"""From rewards on axes [..., A] to one number, and from rewards of a group to advantages."""
+"""From rewards on axes [..., A] to one number."""
 
 from __future__ import annotations
 
@@ -44,33 +44,3 @@ SCALARISERS: dict[str, Callable[..., types.Array]] = {
     "projection": projection,
     "sequential": sequential,
 }
-
-
-def papo_advantages(
-    right: types.Array, quality: types.Array, valid: types.Array, *, eps: float = 1e-6
-) -> types.Array:
-    """Advantage of the outcome, plus that of the rubric among the right responses only.
-
-    A = z(right) + 1[right] z_right(quality), z over the K responses of an instance. PAPO,
-    arXiv:2603.26535. With z over right responses alone, style never pays for a wrong answer.
-
-    Args:
-      right: [B, K], 1 or True where the final answer is right.
-      quality: [B, K], the rubric's reward.
-      valid: bool [B, K]; the others get 0 and count for nothing.
-      eps: added to the standard deviation.
-    """
-    valid = jnp.asarray(valid)
-    right = jnp.where(valid, jnp.asarray(right, jnp.float32), 0.0)
-    quality = jnp.where(valid, jnp.asarray(quality, jnp.float32), 0.0)
-    of_right = _standardise(quality, valid & (right > 0), eps)
-    return _standardise(right, valid, eps) + of_right
-
-
-def _standardise(values, mask, eps):
-    """(x - mean) / (std + eps) over the masked entries of the last axis; 0 elsewhere."""
-    count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
-    mean = jnp.where(mask, values, 0.0).sum(axis=-1, keepdims=True) / count
-    centred = jnp.where(mask, values - mean, 0.0)
-    std = jnp.sqrt((centred**2).sum(axis=-1, keepdims=True) / count)
-    return centred / (std + eps)

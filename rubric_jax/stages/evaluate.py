@@ -64,14 +64,6 @@ def write_measures(
     return value
 
 
-def read_measures(path: str) -> dict[str, Any]:
-    """An eval.json; ValueError if there is none."""
-    if not os.path.exists(path):
-        raise ValueError(f"No {path}; make it with the command `eval`.")
-    with open(path, encoding="utf-8") as stream:
-        return json.load(stream)
-
-
 def _finite(value: float) -> float | int | None:
     """JSON has no NaN: a measure that nothing has is null."""
     if isinstance(value, int):

@@ -291,13 +291,3 @@ def test_scalarisers_by_hand():
     np.testing.assert_allclose(
         scalarisers.sequential(np.array([[0.9, 0, 0.8], [0.9, 0.5, 0.8]])), [0, 0.8], rtol=1e-6
     )
-
-
-def test_papo_advantages_by_hand():
-    right = np.array([[1, 1, 0, 0, 1]])
-    quality = np.array([[0.8, 0.4, 0.9, 0.1, np.nan]])
-    valid = np.array([[True, True, True, True, False]])
-    # Right responses: 1 from the outcome, then 1 and -1 from the rubric among the two of them.
-    np.testing.assert_allclose(
-        scalarisers.papo_advantages(right, quality, valid), [[2, 0, -1, -1, 0]], atol=1e-4
-    )
