@@ -124,7 +124,7 @@ def prepare(
     """
     contexts = corruptions.bind(config.contexts, layout)
     spans.check_differences(config.differences, layout)
-    rated.bind(config.rated, config.axes)
+    _rated(config, layout)
     key = _key(config, layout, contexts, processor, path, split)
     try:
         if is_writer:
@@ -182,7 +182,7 @@ def _build(config, layout, contexts, processor, path, split, directory: str) -> 
         confine=config.confine_images,
         contexts=contexts,
         differences=config.differences if layout.branches else (),
-        rated=rated.bind(config.rated, config.axes),
+        rated=_rated(config, layout),
     )
     lent = os.path.join(directory, "lent")
     if album.needs_partners:
@@ -204,6 +204,11 @@ def _build(config, layout, contexts, processor, path, split, directory: str) -> 
     for kind, expected in (("rows", counts.kept), ("images", counts.distinct_images)):
         if len(records.read(directory, kind)) != expected:
             raise OSError(None, f"the {kind} that were written cannot be read back")
+
+
+def _rated(config, layout) -> rated.Rated | None:
+    """How rated lists become pairs. Prompts alone (for sampling) have no responses to rate."""
+    return rated.bind(config.rated, config.axes) if layout.branches else None
 
 
 def _spooled(stream, spool) -> Iterator[dict[str, Any]]:
@@ -252,8 +257,9 @@ def _key(config, layout, contexts, processor, path, split) -> str:
         parts["differences"] = config.differences
     if stated:
         parts["weights"] = stated.settings()
-    if config.rated:
-        parts["rated"] = dataclasses.asdict(rated.bind(config.rated, config.axes))
+    lists = _rated(config, layout)
+    if lists:
+        parts["rated"] = dataclasses.asdict(lists)
     drawn = corruptions.in_step(config.contexts, layout)
     if drawn:
         parts["drawn"] = sorted(drawn)  # with which knobs is the step's affair

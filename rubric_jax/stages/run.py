@@ -519,6 +519,7 @@ class Run:
                     branches=recipes.PAIR,
                     contexts={},
                     differences=(),
+                    rated={},
                     weights={},
                     cache=self._cache,
                 )

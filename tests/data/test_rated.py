@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rubric_jax.data import loading, rated
+from rubric_jax import config, types
+from rubric_jax.data import loading, preparing, rated
 from tests.data import toy
 
 TEXTS = ("a red circle .", "a blue circle .", "a green square .", "none .")
@@ -52,6 +53,20 @@ def test_equal_ratings_are_no_preference_and_counted(processor, tmp_path):
     assert [(name, level) for name, _, level in pairs(made)] == [("1/1", 1.0)]
     assert dict(made.counts.dropped) == {"equal ratings": 2}
     assert "rated like the best response" in made.counts.examples["equal ratings"][0]
+
+
+def test_prompts_alone_are_read_as_they_are(processor, tmp_path):
+    path = toy.write(tmp_path, [toy.row(id="q")])
+    settings = {"branches": (), "axes": ("good",), "rated": {"pairs": "best_vs_rest"}}
+    made = preparing.prepare(
+        config.Data(**settings),
+        types.PROMPTS,
+        processor,
+        path=path,
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert made.index["id"].tolist() == ["q"]
 
 
 def test_weights_say_which_axes_rank():

@@ -131,7 +131,10 @@ def test_pair_accuracy_follows_the_pairs_that_are_named(done, tmp_path):
     shutil.copytree(workdir / "base" / "eval", tmp_path / "base" / "eval")
     shutil.copy(workdir / "rubrics.jsonl", tmp_path)
     pairs = runs.root() / "data" / "heldout.jsonl"
-    job = stages.Run(jobs.config(evaluation={"pairs": str(pairs)}), str(tmp_path))
+    # Pairs are no rated lists, whatever the training data are.
+    lists = {"rated": {"pairs": "best_vs_rest"}}
+    job = jobs.config(data=lists, evaluation={"pairs": str(pairs)})
+    job = stages.Run(job, str(tmp_path))
     found = job.eval(0)["measures"]["pair accuracy"]
     assert (found["mean"], found["n"]) == (0.5, 8)  # of the base against itself
     other = tmp_path / "other.jsonl"
