@@ -41,7 +41,11 @@ PAIR = {"win": "chosen", "lose": "rejected", "beta": 0.1}
 # So steep that each pair is ordered by the sign of its weighted reward gap, and a tie by nothing:
 # with all weight on one axis this is DPO on that axis.
 STEEP = 1e4
-LEARNING_RATE = 3e-4
+# Beside the preference term, as in the quickstart: without it every kind of policy ends below the
+# base on both axes.
+SHARE = 0.2  # of the preference term; the anchor counts 1
+ANCHOR = {"nll": {"weight": 1.0, "on": "chosen"}}
+LEARNING_RATE = 5e-4
 MODEL = {"width": 96, "depth": 3, "vision_width": 64, "vision_depth": 2}
 
 
@@ -76,6 +80,7 @@ def main() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     size, started = SIZES[args.size], time.monotonic()
     settings = {**dataclasses.asdict(size), "model": MODEL, "beta": PAIR["beta"], "axes": AXES}
+    settings |= {"weight": SHARE, "anchor": ANCHOR, "learning_rate": LEARNING_RATE}
     results = {"settings": settings, "seeds": []}
     for seed in range(args.seeds):
         results["seeds"].append(one_seed(args.workdir / f"seed_{seed}", seed, size))
@@ -120,11 +125,12 @@ def trained(config, objectives: dict, workdir: pathlib.Path) -> tuple[dict, floa
 
 
 def modpo(share: float) -> dict:
-    return {"modpo": {**PAIR, "weights": weights_of(share)}}
+    return {"modpo": {"weight": SHARE, **PAIR, "weights": weights_of(share)}, **ANCHOR}
 
 
 def dpo(share: float) -> dict:
-    return {"dpo": {"term": "smpo", **PAIR, "weights": weights_of(share), "scale": STEEP}}
+    pair = {"term": "smpo", **PAIR, "weights": weights_of(share), "scale": STEEP}
+    return {"dpo": {"weight": SHARE, **pair}, **ANCHOR}
 
 
 def weights_of(share: float) -> dict[str, float]:
