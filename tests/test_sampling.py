@@ -117,7 +117,7 @@ def test_the_loop_ends_with_the_last_response():
     assert len(steps) == 3
 
 
-Fake = collections.namedtuple("Fake", ["prefill", "decode", "unembed"])
+Fake = collections.namedtuple("Fake", ["prefill", "decode", "unembed", "logit_cap"], defaults=[0.0])
 
 
 def test_temperature_sampling_follows_the_distribution():
