@@ -8,6 +8,7 @@ from rubric_jax import report
 from tests.report import toy
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+support = pytest.importorskip("selenium.webdriver.support.ui", reason="selenium is not installed")
 
 WIDE, NARROW = (1440, 1000), (390, 844)
 EVIL = '</script><img src=x onerror="document.title = 1"><b>bold</b>'
@@ -46,6 +47,9 @@ def opened(request, driver, address):
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.get("about:blank")
     driver.get(address)
+    # On a busy machine `get` was seen to return before the page's script had run.
+    ready = support.WebDriverWait(driver, 60)
+    ready.until(lambda driver: len(all_of(driver, "#list .item")) == 40)
     yield driver
     assert driver.get_log("browser") == []
 
