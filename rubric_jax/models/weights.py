@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import functools
 import hashlib
 import itertools
 import json
 import math
+import os
 import pathlib
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches NumPy, and so safetensors, bfloat16)
 import numpy as np
 import safetensors
@@ -31,10 +29,10 @@ import safetensors.numpy
 import tqdm
 
 from rubric_jax import paths
+from rubric_jax.models import directories, shards
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_PART = "part-{:05d}.tmp"
+INDEX, SINGLE = directories.INDEX, directories.SINGLE
+_AHEAD = 10**9  # bytes of parameters under way, beside two of them
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
@@ -77,6 +75,7 @@ class Tensor(NamedTuple):
     name: str  # as spelled in the file
     shape: tuple[int, ...]
     dtype: str  # as in safetensors: F32, BF16, F16
+    start: int  # byte of the file that it begins with
 
     def __str__(self) -> str:
         return f"{self.name} in {self.file.name}"
@@ -124,13 +123,20 @@ def tensors(directory: str | pathlib.Path, spec: Map) -> dict[str, Tensor]:
 
 def _header(file: pathlib.Path) -> list[Tensor]:
     try:
-        with safetensors.safe_open(file, "np") as reader:
-            parts = [(name, reader.get_slice(name)) for name in reader.keys()]  # noqa: SIM118
-            return [Tensor(file, n, tuple(p.get_shape()), p.get_dtype()) for n, p in parts]
+        safetensors.safe_open(file, "np").__exit__(None, None, None)  # checks that it is whole
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{file} is not a whole safetensors file ({error}); fetch or copy it again."
         ) from error
+    # The library does not tell where a tensor lies: 8 bytes of length, JSON, and then the data.
+    with open(file, "rb") as source:
+        size = int.from_bytes(source.read(8), "little")
+        named = json.loads(source.read(size))
+    named.pop("__metadata__", None)
+    return [
+        Tensor(file, name, tuple(t["shape"]), t["dtype"], 8 + size + t["data_offsets"][0])
+        for name, t in named.items()
+    ]
 
 
 def check(found: Mapping[str, Tensor], spec: Map, directory) -> dict[str, str]:
@@ -185,11 +191,21 @@ def _digest(name: str, tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def load(directory, spec: Map, shapes, *, dtype, shardings=None, progress: bool = False):
-    """Reads a checkpoint tensor by tensor, each straight onto the shards of its parameter.
+def load(
+    directory,
+    spec: Map,
+    shapes,
+    *,
+    dtype,
+    shardings=None,
+    progress: bool = False,
+    change: Callable[[str, jax.Array], Any] = lambda path, leaf: leaf,
+):
+    """Reads a checkpoint, each tensor straight into the shards of its parameter, several at a time.
 
-    Host memory holds one tensor at a time, and its shards in `dtype` if that differs. With several
-    processes every process reads the files and keeps its own shards.
+    Host memory holds the shards of the parameters under way: those that are filled while the one
+    before is placed, up to 1 GB beyond two of them. A device in host memory takes them over. With
+    several processes each reads the rows that its own devices need.
 
     Args:
       directory: with safetensors files.
@@ -197,6 +213,7 @@ def load(directory, spec: Map, shapes, *, dtype, shardings=None, progress: bool 
       shapes: tree of ShapeDtypeStructs (`jax.eval_shape` of init); decides structure and shapes.
       dtype: of the parameters.
       shardings: tree of NamedShardings; None = the default device.
+      change: what becomes of a parameter as soon as it is placed: (path, array) -> array or tree.
 
     Returns parameters. Raises ValueError naming missing, surplus and misshapen tensors.
     """
@@ -212,12 +229,17 @@ def load(directory, spec: Map, shapes, *, dtype, shardings=None, progress: bool 
     for weight in spec.weights:
         by_path[weight.path].append(weight)
     bar = tqdm.tqdm(total=len(spec.weights), desc="weights", disable=not progress)
-    params = []
-    for path, leaf in flat.items():
-        if path not in by_path:
-            raise ValueError(f"The weight map has no tensor for the parameter {path!r}.")
-        params.append(_parameter(leaf, by_path[path], found, places[path], dtype))
-        bar.update(len(by_path[path]))
+    params: list[jax.Array] = []
+    begun: collections.deque[_Begun] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+        for path, leaf in flat.items():
+            if path not in by_path:
+                raise ValueError(f"The weight map has no tensor for the parameter {path!r}.")
+            begun.append(_begin(pool, path, leaf, by_path[path], found, places[path], dtype))
+            while len(begun) > 2 and sum(one.size for one in begun) > _AHEAD:
+                params.append(_finish(begun.popleft(), bar, change))
+        while begun:
+            params.append(_finish(begun.popleft(), bar, change))
     bar.close()
     return jax.tree.unflatten(jax.tree.structure(shapes), params)
 
@@ -248,16 +270,18 @@ def write(
     known = tensors(source, spec) if source else {}
     directory.mkdir(parents=True, exist_ok=True)
     if source:
-        _copy_others(pathlib.Path(source), directory)
+        directories.copy_others(pathlib.Path(source), directory)
         if dtype:
-            _set_dtype(directory / "config.json", dtype)
+            directories.set_dtype(directory / "config.json", dtype)
     names, total = [], 0  # names[i]: the tensors of file i
-    for shard in _shards(tensors_of(params, spec, known, dtype), shard_bytes):
-        safetensors.numpy.save_file(shard, directory / _PART.format(len(names)), {"format": "pt"})
+    for shard in directories.files(tensors_of(params, spec, known, dtype), shard_bytes):
+        safetensors.numpy.save_file(
+            shard, directory / directories.PART.format(len(names)), {"format": "pt"}
+        )
         names.append(list(shard))
-        total += _bytes(shard)
+        total += directories.size(shard)
         del shard  # or it would stay while the next one is filled
-    _publish(directory, names, total)
+    directories.publish(directory, names, total)
     return sum(map(len, names))
 
 
@@ -277,107 +301,76 @@ def tensors_of(
         yield tensor.name if tensor else weight.name, np.asarray(array, np.dtype(kind), order="C")
 
 
-def _parameter(leaf, listed: list[Weight], found: Mapping[str, Tensor], place, dtype) -> jax.Array:
-    if listed[0].layer is None:
-        return _place(read(found[listed[0].name], listed[0], leaf.shape), place, dtype)
-    stack, part = _empty(leaf.shape, dtype, place), _without_leading(place)
+class _Begun(NamedTuple):
+    """A parameter whose shards are being filled."""
+
+    path: str
+    shape: tuple[int, ...]
+    place: Any
+    targets: dict[shards.Index, np.ndarray]
+    tasks: list[concurrent.futures.Future]
+
+    @property
+    def size(self) -> int:
+        return sum(target.nbytes for target in self.targets.values())
+
+
+def _begin(pool, path: str, leaf, listed: list[Weight], found, place, dtype) -> _Begun:
+    """Hands the tensors of a parameter to the pool; replicas share their memory."""
+    shape = tuple(leaf.shape)
+    here = place.addressable_devices_indices_map(shape).values()
+    targets = {
+        index: shards.empty([stop - start for start, stop in index], dtype)
+        for index in {shards.normal(index, shape) for index in here}
+    }
+    tasks = []
     for weight in listed:
-        # In one expression: a name would hold this layer while the next one is read.
-        stack = _set_layer(
-            stack,
-            _place(read(found[weight.name], weight, leaf.shape[1:]), part, dtype),
-            weight.layer,
-        )
-        stack.block_until_ready()  # or transfers to the device would pile up on the host
-    return stack
+        own, inner = targets, shape
+        if weight.layer is not None:
+            if any(index[0] != (0, shape[0]) for index in targets):
+                raise ValueError(
+                    f"{weight.path!r} stacks layers on its leading axis, which {place} would cut; "
+                    "leave that axis of its partition rule None."
+                )
+            own = {index[1:]: target[weight.layer] for index, target in targets.items()}
+            inner = shape[1:]
+        tasks.append(pool.submit(_fill, found[weight.name], weight, inner, own))
+    return _Begun(path, shape, place, targets, tasks)
+
+
+def _fill(tensor: Tensor, weight: Weight, shape: tuple[int, ...], targets) -> None:
+    parts = shards.parts(tensor.shape, weight.axes, shape, targets)
+    if parts is None or not tensor.shape:
+        whole = read(tensor, weight, shape)
+        for index, target in targets.items():
+            target[...] = whole[tuple(slice(*cut) for cut in index)].astype(target.dtype)
+        return
+    dtype = np.dtype(_DTYPES[tensor.dtype])
+    shards.fill(tensor.file, tensor.start, tensor.shape, dtype, parts)
+
+
+def _finish(begun: _Begun, bar, change: Callable[[str, jax.Array], Any]) -> Any:
+    for task in begun.tasks:
+        task.result()
+        bar.update()
+    made = jax.make_array_from_callback(
+        begun.shape,
+        begun.place,
+        lambda index: begun.targets[shards.normal(index, begun.shape)],
+    )
+    # Waited for, or transfers to the device would pile up on the host.
+    return jax.block_until_ready(change(begun.path, made.block_until_ready()))
+
+
+def _threads() -> int:
+    """More than processors, for a slow disk keeps several of them waiting."""
+    return min(32, 2 + (os.cpu_count() or 1))
 
 
 def read(tensor: Tensor, weight: Weight, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor of a checkpoint as (a layer of) its parameter, in the shape that this has."""
     with safetensors.safe_open(tensor.file, "np") as reader:
         return reader.get_tensor(tensor.name).transpose(weight.axes).reshape(shape)
-
-
-def _place(array: np.ndarray, sharding, dtype) -> jax.Array:
-    # A view unless it has to be cast: jax copies strided arrays straight into device memory.
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: np.asarray(array[index], dtype)
-    )
-
-
-def _empty(shape, dtype, sharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
-
-
-def _without_leading(sharding):
-    """The sharding of one layer of a stacked parameter; layers themselves are never sharded."""
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding
-    spec = sharding.spec
-    if len(spec) and spec[0] is not None:
-        raise ValueError(f"Layers are stacked on the leading axis, which {spec} would shard.")
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec[1:]))
-
-
-def _set_layer(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
-    return _setter(stack.sharding)(stack, layer, index)
-
-
-@functools.cache
-def _setter(sharding):
-    # Donated, so that the stack is filled in place.
-    return jax.jit(
-        functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0),
-        donate_argnums=0,
-        out_shardings=sharding,
-    )
-
-
-def _shards(items: Iterable, limit: int) -> Iterator[dict[str, np.ndarray]]:
-    shard: dict[str, np.ndarray] = {}
-    for name, array in items:
-        if shard and _bytes(shard) + array.nbytes > limit:
-            yield shard
-            shard = {}
-        shard[name] = array
-    yield shard
-
-
-def _bytes(shard: Mapping[str, np.ndarray]) -> int:
-    return sum(array.nbytes for array in shard.values())
-
-
-def _publish(directory: pathlib.Path, names: list[list[str]], total: int) -> None:
-    """Gives the parts of `write` their final names, and an index if there are several."""
-    for old in (*directory.glob("model*.safetensors"), directory / INDEX):
-        old.unlink(missing_ok=True)
-    count, index = len(names), {}
-    for i in range(count):
-        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors" if count > 1 else SINGLE
-        (directory / _PART.format(i)).rename(directory / file)
-        index |= dict.fromkeys(names[i], file)
-    if count > 1:
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
-        (directory / INDEX).write_text(text + "\n")
-
-
-def _copy_others(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Everything but weights: config, tokenizer, processor, chat template, licence."""
-    if source.resolve() == target.resolve():
-        raise ValueError(f"Refusing to export onto the checkpoint it came from: {target}.")
-    for file in source.iterdir():
-        weights = file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-        if file.is_file() and not weights and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, target / file.name)
-
-
-def _set_dtype(file: pathlib.Path, dtype: str) -> None:
-    """Lets config.json say what the weights are: transformers loads in the dtype that it names."""
-    config = json.loads(file.read_text())
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for key in {"dtype", "torch_dtype"} & part.keys():
-            part[key] = dtype
-    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _some(names) -> str:
