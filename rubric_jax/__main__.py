@@ -5,6 +5,7 @@
   python -m rubric_jax score  --config=FILE ... --out=logps.npz
   python -m rubric_jax export --workdir=RUN --out=HF_DIR [--step=best] [--dtype=bfloat16]
                               [--adapter=PEFT_DIR]
+  python -m rubric_jax combine --config=FILE ... --adapters=DIR=0.7,DIR=0.3 --out=PEFT_DIR
   python -m rubric_jax questions --config=FILE --config.data.path=DATA --out=instructions.jsonl
   python -m rubric_jax scenes --out=DIR [--rows=2000]      the embedded data, and a toy model
   python -m rubric_jax quickstart --workdir=RUN
@@ -35,6 +36,8 @@ _OUT = flags.DEFINE_string("out", None, "Where score, export and scenes write.")
 _STEP = flags.DEFINE_string("step", None, "export: a step, or 'best'; the latest by default.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "export: as it came by default.")
 _ADAPTER = flags.DEFINE_string("adapter", "", "export: where the run's adapter goes, for peft.")
+_ADAPTERS = flags.DEFINE_string("adapters", None, "combine: DIR=weight,DIR=weight, by peft.")
+_BY = flags.DEFINE_string("by", "concatenate", "combine: concatenate (exact), or average.")
 _ROWS = flags.DEFINE_integer("rows", 2000, "scenes: preference pairs.", lower_bound=1)
 _ROUND = flags.DEFINE_integer(
     "round", None, "Of a stage: 1 by default; eval --round=0 is the base.", lower_bound=0
@@ -69,6 +72,10 @@ def _export() -> None:
         step = int(step)
     out = (_OUT.value or "") if _ADAPTER.value else _need(_OUT)
     stages.export(_need(_WORKDIR), out, step=step, dtype=_DTYPE.value, adapter=_ADAPTER.value)
+
+
+def _combine() -> None:
+    stages.combine(_config(), _need(_ADAPTERS), _need(_OUT), by=_BY.value)
 
 
 def _questions() -> None:
@@ -126,6 +133,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "train": _train,
     "score": _score,
     "export": _export,
+    "combine": _combine,
     "run": _everything,
     "rubrics": _rubrics,
     "sample": _sample,

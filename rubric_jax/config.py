@@ -40,6 +40,7 @@ class Model:
         "full"  # none: keep activations; dots: keep matmul results; full: keep layer inputs
     )
     logps_chunk: int = 128  # response positions per instance whose logits exist at a time
+    quantise: str = ""  # int8 or nf4: the frozen decoder under an adapter in few bits; "" = off
     # Small modules on hidden states, trained with the model and read by terms:
     # {name: {head: kind, <knobs>}}, see models/heads.py
     heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,6 +77,10 @@ class Data:
     max_response: int = 1024  # tokens; longer responses are cut and counted
     buckets: int = 3  # padded shapes at most; each costs one compilation
     max_image_pixels: int = 50_000_000  # decoded width x height beyond which an image is refused
+    # Least and most pixels of a picture after resizing, where families keep its shape; () = as the
+    # checkpoint's processor says
+    pixels: tuple[int, ...] = ()
+    fps: float = 2.0  # frames per second of videos, where families place them in time
     confine_images: bool = False  # refuse image paths that leave the data file's directory
     workers: int = 0  # loader processes; 0 = load in the training process
     prefetch: int = 2  # batches ready ahead of the step (per worker)
@@ -258,6 +263,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.quantise": ("", "int8", "nf4"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
     "train.reference": ("cache", "step", "none"),
     "train.best_mode": ("max", "min"),

@@ -27,7 +27,7 @@ import safetensors.numpy
 from absl import logging
 
 from rubric_jax import paths, types
-from rubric_jax.models import adapters, lora, weights
+from rubric_jax.models import adapters, combining, lora, weights
 from rubric_jax.models import vlm as vlm_lib
 
 Params = types.Params
@@ -161,6 +161,20 @@ def read(adapter: adapters.Adapter, spec: weights.Map) -> Params:
             leaves = lora.Leaves(lora_scale=scale, **arrays)
             flat |= adapters.leaves_at(site, leaves)
     return adapters.nest(flat)
+
+
+def read_named(
+    directories: Mapping[str, str | pathlib.Path], vlm: vlm_lib.VLM
+) -> dict[str, combining.Named]:
+    """{name: adapter and leaves} of directories in PEFT's format, for one base.
+
+    vlm: the model without an adapter. `adapters.swap(params, named["a"].leaves)` chooses one.
+    """
+    found = {}
+    for name, directory in directories.items():
+        adapter = open_adapter({"start": str(directory)}, vlm)
+        found[name] = combining.Named(adapter, read(adapter, vlm.weights))
+    return found
 
 
 def write(

@@ -203,8 +203,9 @@ def is_adapter(path: str) -> bool:
 
 
 def trains(path: str) -> bool:
-    """Whether a parameter may train where there is an adapter: its base and its scale do not."""
-    return is_adapter(path) and not path.endswith("lora_scale")
+    """Whether a parameter may train where there is an adapter: its base and its scale do not, heads
+    do."""
+    return (is_adapter(path) and not path.endswith("lora_scale")) or path.startswith("heads/")
 
 
 def has(params: Params) -> bool:

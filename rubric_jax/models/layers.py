@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rubric_jax import types
-from rubric_jax.models import lora
+from rubric_jax.models import lora, lowbit
 
 Array = types.Array
 
@@ -42,7 +42,8 @@ class Linear(nn.Module):
 
     `inputs` and `outputs` are shapes, so that attention heads stay an axis of their own:
     (width,) -> (heads, head_dim) has a kernel [width, heads, head_dim]. Parameters of an adapter
-    beside the kernel (see adapters.py) take part in the output.
+    beside the kernel (see adapters.py) take part in the output. The kernel may be given in few bits
+    (see quantised.py).
     """
 
     inputs: tuple[int, ...]
@@ -53,14 +54,16 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         fan_in = math.prod(self.inputs)
-        kernel = self.param(
-            "kernel", nn.initializers.normal(fan_in**-0.5), (*self.inputs, *self.outputs)
-        )
-        axes = tuple(range(x.ndim - len(self.inputs), x.ndim))
-        contracted = tuple(range(len(self.inputs)))
-        y = jax.lax.dot_general(
-            x.astype(self.dtype), kernel.astype(self.dtype), ((axes, contracted), ((), ()))
-        )
+        held = self.get_variable("params", "kernel")
+        if isinstance(held, Mapping):  # codes and scales: see lowbit.py
+            kernel = None
+            # Decoded again in the backward pass, whatever is kept otherwise.
+            y = jax.checkpoint(self._decoded)(x.astype(self.dtype), held["codes"], held["scale"])
+        else:
+            kernel = self.param(
+                "kernel", nn.initializers.normal(fan_in**-0.5), (*self.inputs, *self.outputs)
+            )
+            y = self._product(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.has_variable("params", "lora_a"):
             found = (n for n in lora.Leaves._fields if self.has_variable("params", n))
             leaves = lora.Leaves(**{n: self.get_variable("params", n) for n in found})
@@ -69,6 +72,13 @@ class Linear(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, self.outputs)
             y = y + jnp.expand_dims(bias, tuple(range(y.ndim - bias.ndim))).astype(self.dtype)
         return y
+
+    def _product(self, x: Array, kernel: Array) -> Array:
+        axes = tuple(range(x.ndim - len(self.inputs), x.ndim))
+        return jax.lax.dot_general(x, kernel, ((axes, tuple(range(len(self.inputs)))), ((), ())))
+
+    def _decoded(self, x: Array, codes: Array, scale: Array) -> Array:
+        return self._product(x, lowbit.decode(codes, scale, len(self.inputs), self.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -99,6 +109,17 @@ class LayerNorm(nn.Module):
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
         return (x * _rows(scale, x) + _rows(bias, x)).astype(self.dtype)
+
+
+class Scale(nn.Module):
+    """x * scale, a factor per number."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return x * _rows(scale, x).astype(self.dtype)
 
 
 def rotate(x: Array, angles: Array) -> Array:

@@ -1,6 +1,6 @@
 """The commands, as functions: files in, files out.
 
-training    audit, train, score, export: preference data and checkpoints
+training    audit, train, score, export, combine: preference data and checkpoints
 files       JSON Lines with a manifest beside each, appended, resumed, and refused when foreign
 rubrics     instructions -> the rubric pool
 sample      instructions, a policy -> K responses each
@@ -18,6 +18,16 @@ run         all of them, for R rounds
 from rubric_jax.stages.questions import write_questions
 from rubric_jax.stages.run import Interrupted, Run
 from rubric_jax.stages.schedule import fit
-from rubric_jax.stages.training import audit, export, score, train
+from rubric_jax.stages.training import audit, combine, export, score, train
 
-__all__ = ["Interrupted", "Run", "audit", "export", "fit", "score", "train", "write_questions"]
+__all__ = [
+    "Interrupted",
+    "Run",
+    "audit",
+    "combine",
+    "export",
+    "fit",
+    "score",
+    "train",
+    "write_questions",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 from rubric_jax import checkpoint, models
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit as audit_lib
-from rubric_jax.models import adapter_files, head_files, weights
+from rubric_jax.models import adapter_files, combining, head_files, weights
 from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import loop, memory, passes
 from rubric_jax.train import setup as setup_lib
@@ -120,6 +121,36 @@ def export(
         head_files.write(out, own, heads)
     also = f", and the heads {', '.join(heads)}" if heads else ""
     print(f"{out}: {written} tensors, with config, tokenizer and processor{also}", file=sys.stderr)
+
+
+def combine(config: config_lib.Config, spec: str, out: str, *, by: str) -> None:
+    """Makes one adapter of several on config.model.checkpoint, in PEFT's format.
+
+    Args:
+      spec: 'DIR=weight,DIR=weight': directories in PEFT's format.
+      out: the directory to write.
+      by: one of combining.COMBINATIONS.
+    """
+    directories, shares = {}, {}
+    for part in spec.split(","):
+        directory, _, share = part.strip().rpartition("=")
+        try:
+            shares[directory] = float(share)
+        except ValueError:
+            directory = ""
+        if not directory or not math.isfinite(shares[directory]):
+            raise ValueError(
+                f"--adapters has {part!r}; give directories with weights: DIR=0.7,DIR=0.3."
+            )
+        directories[directory] = directory
+    base = models.directory(config.model.checkpoint)
+    vlm = models.build(config.model.family, base)
+    function = config_lib.bind(combining.COMBINATIONS, by, {}, what="--by")
+    made = function(adapter_files.read_named(directories, vlm), shares)
+    with checkpoint.disk_errors(out):
+        name = config.model.checkpoint
+        written = adapter_files.write(out, made.adapter, made.leaves, vlm.weights, base=name)
+    print(f"{out}: {written} tensors of an adapter of rank {made.adapter.rank}", file=sys.stderr)
 
 
 def hand_on(workdir: str, out: str, *, dtype: str | None = None, adapter: str = "") -> None:

@@ -17,6 +17,7 @@ from rubric_jax import checkpoint, metrics, objectives, paths, sharding, types
 from rubric_jax import config as config_lib
 from rubric_jax.data import audit, encoding, loading
 from rubric_jax.models import adapters
+from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import log as log_lib
 from rubric_jax.train import memory, optimizer, passes, stopping
 from rubric_jax.train import setup as setup_lib
@@ -177,7 +178,8 @@ def compile_functions(
 
     refresh = setup_lib.refresh(config, objective)
     shapes = jax.eval_shape(start, setup.shapes)
-    shapes = shapes._replace(ref=setup.shapes if refresh else None)
+    if refresh:
+        shapes = shapes._replace(ref=adapters.extract(setup.shapes) or setup.shapes)
     places, _ = sharding.place(mesh, setup.vlm.rules, shapes)
     task = setup_lib.task(setup, objective)
     step = step_lib.make(
@@ -190,7 +192,9 @@ def compile_functions(
     )
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inside = setup_lib.reference(config, objective) == "step"
-    reference = setup_lib.reference_placement(setup) if inside else None
+    reference = places.ref if refresh else None
+    if inside and not refresh:
+        reference = setup_lib.reference_placement(setup)
     return Functions(
         start=jax.jit(start, out_shardings=places._replace(ref=None), donate_argnums=0),
         step=jax.jit(
@@ -324,7 +328,10 @@ def _begin(job: _Job, data: Data, held_out: Data | None):
         held_out = held_out and held_out._replace(references=store)
     moves = functions.state.ref is not None  # then a checkpoint holds it
     from_files = mode == "step" and (params is not None or not moves)
-    ref_params = setup_lib.reference_params(setup) if from_files else None
+    if from_files and moves and setup.adapter:  # the leaves again: those in params are donated
+        ref_params = setup_lib.adapter_leaves(setup, params)
+    else:
+        ref_params = setup_lib.reference_params(setup) if from_files else None
     if params is not None:
         state = functions.start(params)
         if moves:
@@ -375,14 +382,16 @@ def _flops(setup: setup_lib.Setup, data: Data, step: int) -> float:
     rows, index = rows[rows >= 0], data.source.index
     prompt = index["prompt_lengths"][rows].mean()
     response = index["response_lengths"][rows].mean()
-    images = index["images"][rows].mean()
-    return setup.vlm.flops(setup.layout, prompt, response, images) * len(rows)
+    images, cells = index["images"][rows].mean(), index["cells"][rows].mean()
+    return setup.vlm.flops(setup.layout, prompt, response, images, cells) * len(rows)
 
 
 def _saved(state: step_lib.State) -> step_lib.State:
     """What a checkpoint holds of a state: with an adapter not its base, which never changes."""
-    leaves = adapters.extract(state.params)
-    return state._replace(params=leaves) if leaves else state
+    leaves, (_, heads) = adapters.extract(state.params), heads_lib.split(state.params)
+    if not leaves:
+        return state
+    return state._replace(params={**leaves, heads_lib.FOLDER: heads} if heads else leaves)
 
 
 def _inputs(setup: setup_lib.Setup, data: Data) -> dict[str, str]:

@@ -58,7 +58,7 @@ def trainable(optimizer_config: config.Optimizer, params):
 
     A pattern that matches nothing is an error: a slip in it would train what should be frozen.
     Where there is an adapter its base stays frozen, whatever the rules say; they choose among the
-    adapter's own leaves.
+    adapter's own leaves and those of heads.
     """
     rules = optimizer_config.trainable
     names = list(paths.flatten(params))

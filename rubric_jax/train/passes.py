@@ -70,7 +70,7 @@ def reference_store(setup: setup_lib.Setup, cache: str) -> references.References
     return references.References(
         os.path.join(cache, "references.sqlite"),
         hashlib.sha256(f"{found} {setup.vlm.config}".encode()).hexdigest(),
-        f"{model.dtype}/{model.param_dtype}",
+        "/".join(filter(None, (model.dtype, model.param_dtype, model.quantise))),
     )
 
 

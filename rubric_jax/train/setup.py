@@ -26,7 +26,7 @@ from rubric_jax.data import (
     rated,
     spans,
 )
-from rubric_jax.models import adapter_files, adapters, head_files, weights
+from rubric_jax.models import adapter_files, adapters, head_files, quantised, weights
 from rubric_jax.models import heads as heads_lib
 from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.train import step as step_lib
@@ -44,6 +44,7 @@ class Setup:
     mesh: jax.sharding.Mesh
     adapter: adapters.Adapter | None = None  # among the parameters of `vlm`
     bare: vlm_lib.VLM | None = None  # with an adapter: the model without it
+    plain: vlm_lib.VLM | None = None  # over a quantised base: the model as its checkpoint has it
 
     @property
     def is_writer(self) -> bool:
@@ -57,7 +58,8 @@ class Setup:
         found = jax.eval_shape(self.vlm.init, jax.random.key(0))
 
         def shape(path: str, leaf) -> jax.ShapeDtypeStruct:
-            kept = adapters.is_adapter(path)  # float32: its updates are small
+            # float32: an adapter's updates are small. Codes have a dtype of their own.
+            kept = adapters.is_adapter(path) or quantised.is_code(path)
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if kept else dtype)
 
         return paths.map_named(shape, found)
@@ -87,9 +89,15 @@ def build(config: config_lib.Config) -> Setup:
     directory = models.directory(config.model.checkpoint)
     model = config.model
     heads = head_files.of_checkpoint(directory, model.heads)
-    _check_heads(model, heads, str(directory))
     vlm = models.build(model.family, directory, dtype=model.dtype, remat=model.remat)
     adapter = adapter_files.open_adapter(model.adapter, vlm)
+    if model.quantise and adapter and adapter.dora:
+        raise ValueError(
+            "config.model.adapter.dora learns norms of kernels, which config.model.quantise = "
+            f"{model.quantise!r} does not keep; take LoRA, or set quantise to ''."
+        )
+    plain = vlm if model.quantise else None
+    vlm = quantised.quantise(vlm, model.quantise) if model.quantise else vlm
     vlm = heads_lib.attach(vlm, heads)
     return Setup(
         config=config,
@@ -97,23 +105,20 @@ def build(config: config_lib.Config) -> Setup:
         vlm=adapters.adapt(vlm, adapter) if adapter else vlm,
         adapter=adapter,
         bare=vlm if adapter else None,
-        processor=processing.load(str(directory)),
+        plain=plain,
+        processor=processing.load(str(directory), config.data.pixels, config.data.fps),
         layout=layout,
         mesh=sharding.make(config.mesh),
     )
 
 
-def _check_heads(model: config_lib.Model, heads, where: str) -> None:
-    if model.adapter and heads:
-        raise ValueError(
-            f"config.model.adapter is set, and {where} has the head(s) {', '.join(heads)}: a run "
-            "trains either an adapter or the model with its heads. Leave one of them out."
-        )
-
-
 def objective(config: config_lib.Config) -> objectives.Objective:
     """The objective of a config, checked against its branches and axes."""
-    _check_heads(config.model, config.model.heads, "config.model.heads")
+    if config.model.quantise and not config.model.adapter:
+        raise ValueError(
+            f"config.model.quantise is {config.model.quantise!r}, and kernels in few bits cannot "
+            "train; set config.model.adapter, or quantise to ''."
+        )
     layout = types.Layout.of(config.data.branches)
     corruptions.bind(config.data.contexts, layout)
     conditioning.bind(config.data.weights, layout, config.data.axes)
@@ -158,11 +163,7 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             "log-probabilities are those of one checkpoint. Set it to 'step', or refresh to 0."
         )
     if refresh(config, built) and config.model.adapter:
-        raise ValueError(
-            f"config.train.refresh is {config.train.refresh}, but under config.model.adapter the "
-            "reference is read from the policy's frozen base and does not move. Set it to 0, or "
-            "train without an adapter."
-        )
+        _check_moving(config)
     of_reference = [name for name in built.heads if heads[name].reference]
     if of_reference and config.train.reference != "step":
         raise ValueError(
@@ -170,6 +171,22 @@ def objective(config: config_lib.Config) -> objectives.Objective:
             f"states, but config.train.reference is {config.train.reference!r}; set it to 'step'."
         )
     return built
+
+
+def _check_moving(config: config_lib.Config) -> None:
+    """Under an adapter what moves are the adapter's leaves in the reference."""
+    model, train = config.model, config.train
+    if model.reference not in ("", model.checkpoint):
+        raise ValueError(
+            f"config.train.refresh is {train.refresh}: under config.model.adapter the reference "
+            "becomes the policy's base with its adapter, but config.model.reference names another "
+            "checkpoint. Leave that empty, or set refresh to 0."
+        )
+    if train.refresh_mixup != 1:
+        raise ValueError(
+            f"config.train.refresh_mixup is {train.refresh_mixup}: a mean of two adapters' factors "
+            "is not the adapter of the mean. Under config.model.adapter set it to 1."
+        )
 
 
 def refresh(config: config_lib.Config, objective: objectives.Objective) -> step_lib.Refresh | None:
@@ -353,13 +370,27 @@ def load(setup: Setup, directory: pathlib.Path | None = None) -> types.Params:
     directory, base = directory or setup.directory, setup.base
     shapes, heads = heads_lib.split(base.shapes)
     places, heads_places = heads_lib.split(base.placement[0])
+    dtype, change = jnp.dtype(setup.config.model.param_dtype), lambda path, leaf: leaf
+    if setup.plain is not None:
+        own, kind, aims = quantised.sites(setup.plain), setup.config.model.quantise, places
+        shapes = jax.eval_shape(setup.plain.init, jax.random.key(0))
+        places, _ = sharding.place(setup.mesh, setup.plain.rules, shapes)
+
+        def change(path: str, leaf: jax.Array):
+            if path not in own:
+                return leaf
+            aim = functools.reduce(lambda tree, name: tree[name], path.split("/"), aims)
+            encode = functools.partial(quantised.encode, own, kind, path)
+            return jax.jit(encode, out_shardings=aim)(leaf)
+
     params = weights.load(
         directory,
         base.vlm.weights,
         shapes,
-        dtype=jnp.dtype(setup.config.model.param_dtype),
+        dtype=dtype,
         shardings=places,
         progress=setup.is_writer,
+        change=change,
     )
     if base.vlm.heads:
         seed = setup.config.seed
@@ -404,7 +435,7 @@ def draw(setup: Setup) -> Callable[[types.Batch, jax.Array | None], types.Batch]
     if not contexts:
         return lambda batch, done: batch
     grey = [PIL.Image.new("RGB", (64, 64), level) for level in ("black", "white")]
-    edges = [setup.processor.pixels(image)[0, 0] for image in grey]
+    edges = [setup.processor.picture(image).pixels[0, 0] for image in grey]
     return functools.partial(corruptions.drawn.apply, contexts, *edges)
 
 

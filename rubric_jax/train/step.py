@@ -3,12 +3,12 @@
 A reference that stays is never in the state: its log-probabilities come with the batch, or from a
 separate frozen tree that is an argument of the step. With an adapter it is the policy's own base,
 which does not train, and that argument holds no more than the adapter that the run started from.
-A reference that moves is `State.ref`.
+A reference that moves is `State.ref`: its parameters, or with an adapter those leaves of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -141,7 +141,8 @@ def make(
         metrics["grad_norm"] = optax.global_norm(grads)
         metrics["update_norm"] = optax.global_norm(updates)
         done = state.step + 1
-        ref = None if refresh is None else _refreshed(refresh, done, params, state.ref)
+        moved = None if refresh is None else _like(params, state.ref)
+        ref = None if refresh is None else _refreshed(refresh, done, moved, state.ref)
         return State(done, params, opt_state, loss_state, ref), metrics
 
     return step
@@ -172,6 +173,13 @@ def microbatches(batch: types.Batch, parts: int, shards: int) -> types.Batch:
         return jnp.moveaxis(x, 1, 0).reshape(parts, -1, *x.shape[3:])
 
     return jax.tree.map(cut, batch)
+
+
+def _like(params: Params, ref: Params) -> Params:
+    """The policy's leaves that a moving reference has, too: all, or those of an adapter."""
+    if not isinstance(ref, Mapping):
+        return params
+    return {name: _like(params[name], part) for name, part in ref.items()}
 
 
 def _refreshed(refresh: Refresh, done: Array, params: Params, ref: Params) -> Params:

@@ -238,7 +238,7 @@ def test_fields_that_differ_from_the_start_are_refused(tmp_path):
         adapter_files.open_adapter({"start": str(tmp_path / "no")}, base()[1])
 
 
-@pytest.mark.parametrize("variant", ["paligemma2", "gemma3"])
+@pytest.mark.parametrize("variant", ["paligemma2", "gemma3", "llava_next", "internvl", "idefics3"])
 def test_other_families_are_the_same_in_peft(variant, tmp_path):
     """On every linear layer of the torch model but its head, with random leaves."""
     family, model, _, vlm, params = test_families.both(variant, tmp_path / "base")
@@ -250,7 +250,7 @@ def test_other_families_are_the_same_in_peft(variant, tmp_path):
     leaves = adapters.nest(flat)
     adapter_files.write(tmp_path / "adapter", adapter, leaves, vlm.weights, base="")
 
-    example = test_families.example(model)
+    example = test_families.example(family, model)
     batch = test_llava.batch_of(vlm, *example)
 
     @jax.jit

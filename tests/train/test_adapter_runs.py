@@ -14,7 +14,6 @@ import safetensors.numpy
 from rubric_jax import checkpoint, paths, stages
 from rubric_jax import config as config_lib
 from rubric_jax.models import adapter_files, adapters, head_files
-from rubric_jax.models import heads as heads_lib
 from rubric_jax.train import loop, memory
 from rubric_jax.train import setup as setup_lib
 from tests.train import runs
@@ -47,6 +46,7 @@ def trained(tmp_path_factory):
     return made, workdir
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_checkpoints_hold_the_adapter_alone(trained):
     _, workdir = trained
     losses = [line["loss"] for line in runs.metrics(workdir) if "loss" in line]
@@ -57,6 +57,7 @@ def test_the_loss_falls_and_checkpoints_hold_the_adapter_alone(trained):
     assert all(map(adapters.is_adapter, held))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_exactly(trained, tmp_path):
     made, workdir = trained
     shutil.copytree(workdir, tmp_path / "run")
@@ -65,6 +66,7 @@ def test_a_run_resumes_exactly(trained, tmp_path):
     runs.assert_same_bits(workdir, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_export_is_the_base_under_the_adapter(trained, tmp_path):
     made, workdir = trained
     merged, peft = tmp_path / "merged", tmp_path / "adapter"
@@ -93,6 +95,7 @@ def test_an_adapter_goes_on_from_where_it_was_and_has_that_as_its_reference(trai
     np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_on_resuming(trained, tmp_path):
     made, workdir = trained
     shutil.copytree(runs.root() / "model", tmp_path / "model")
@@ -132,18 +135,63 @@ def test_export_without_an_adapter_says_so(tmp_path):
         stages.export(str(tmp_path), "", adapter=str(tmp_path / "adapter"))
 
 
-def test_what_an_adapter_does_not_go_with_is_refused(tmp_path):
-    heads = {"reward": {"head": "last"}}
+@pytest.mark.slow
+def test_heads_train_beside_an_adapter_and_go_with_it(tmp_path):
     made = config("step", **LORA)
-    model = dataclasses.replace(made.model, heads=heads)
-    with pytest.raises(ValueError, match=r"config.model.heads has the head\(s\) reward"):
-        setup_lib.objective(dataclasses.replace(made, model=model))
-    moving = dataclasses.replace(made.train, refresh=2)
-    with pytest.raises(ValueError, match=r"refresh is 2, but under config.model.adapter"):
-        setup_lib.objective(dataclasses.replace(made, train=moving))
-    shutil.copytree(runs.root() / "model", tmp_path / "model")
-    spec = heads_lib.complete(heads)
-    head_files.write(tmp_path / "model", {"reward": {"bias": np.zeros(1, np.float32)}}, spec)
-    model = dataclasses.replace(made.model, checkpoint=str(tmp_path / "model"))
-    with pytest.raises(ValueError, match=r"model has the head\(s\) reward: a run trains either"):
-        setup_lib.build(dataclasses.replace(made, model=model))
+    model = dataclasses.replace(made.model, heads={"reward": {"head": "last"}})
+    spec = {"dpo": runs.PAIR, "bt": {"win": "chosen", "lose": "rejected", "head": "reward"}}
+    train = dataclasses.replace(made.train, steps=4, checkpoint_every=2)
+    made = dataclasses.replace(made, model=model, objective=spec, train=train)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert loop.train(made, str(whole)).step == 4
+    held = runs.parameters(whole)
+    heads = {path for path in held if path.startswith("heads/")}
+    assert heads == {"heads/reward/kernel", "heads/reward/bias"}
+    assert all(adapters.is_adapter(path) for path in held.keys() - heads)
+    setup = setup_lib.build(made)
+    first = paths.flatten(jax.device_get(setup_lib.load(setup)))
+    moved = np.abs(first["heads/reward/kernel"] - held["heads/reward/kernel"])
+    assert moved.max() > 1e-3  # of a bias the pair's difference has no gradient
+
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "checkpoints" / "4")
+    assert loop.train(made, str(again)).step == 4
+    runs.assert_same_bits(whole, again)
+
+    stages.export(str(whole), str(tmp_path / "hf"))
+    exported = head_files.tensors(tmp_path / "hf")
+    np.testing.assert_array_equal(exported["reward/kernel"], held["heads/reward/kernel"])
+
+
+@pytest.mark.slow
+def test_a_reference_that_moves_takes_the_adapter_over(tmp_path):
+    made = config("step", **LORA)
+    train = dataclasses.replace(made.train, steps=4, checkpoint_every=2, refresh=3)
+    made = dataclasses.replace(made, train=train)
+    assert loop.train(made, str(tmp_path / "whole")).step == 4
+    losses = [line["loss"] for line in runs.metrics(tmp_path / "whole") if "loss" in line]
+    # The policy is its own reference in the first step and, after step 3, in the fourth.
+    np.testing.assert_allclose([losses[0], losses[3]], np.log(2), rtol=1e-5)
+    assert abs(losses[1] - np.log(2)) > 1e-3
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "4")
+    assert loop.train(made, str(tmp_path / "again")).step == 4
+    runs.assert_same_bits(tmp_path / "whole", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("train", "model", "message"),
+    [
+        ({"refresh_mixup": 0.5}, {}, r"refresh_mixup is 0.5: .*Under config.model.adapter set it"),
+        ({}, {"reference": "elsewhere"}, r"refresh is 2: .*config.model.reference names another"),
+    ],
+)
+def test_a_move_that_adapters_cannot_make_is_refused(train, model, message):
+    made = config("step", **LORA)
+    made = dataclasses.replace(
+        made,
+        model=dataclasses.replace(made.model, **model),
+        train=dataclasses.replace(made.train, refresh=2, **train),
+    )
+    with pytest.raises(ValueError, match=message):
+        setup_lib.objective(made)
