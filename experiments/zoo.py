@@ -38,8 +38,9 @@ this page.
 Each config is one run. Its docstring has the command, the columns that the data need, the paper's
 equation, and what is our choice because the paper leaves it open. Common to all: the whole model
 is trained (no [adapter](adapters.md) is set, so learning rates of LoRA runs are not taken over),
-videos are frames as several pictures, and the rewards of a run are in [0, 1]. None of the papers'
-figures was reproduced. Where a paper and its code differ, the config has the paper's equation.
+videos are [lists of frames](data.md#videos), and the rewards of a run are in [0, 1]. None of the
+papers' figures was reproduced. Where a paper and its code differ, the config has the paper's
+equation.
 """
 
 

@@ -94,6 +94,18 @@ def split_branch(branch: str) -> tuple[str, str]:
     return response, context or CLEAN
 
 
+class Picture(NamedTuple):
+    """A picture as a model reads it."""
+
+    # What the processor makes of it, float32; its form is the family's affair: [H, W, 3], say, or
+    # tiles [n, H, W, 3].
+    pixels: np.ndarray
+    size: tuple[int, int]  # width and height of the file
+    entries: int = 1  # that it takes of a group's table, see Batch.media
+    cells: int = 1  # that each of them holds; 1 where all entries have the same shape
+    interval: float = 0.0  # of a video: seconds from one entry to the next
+
+
 class Labels(NamedTuple):
     """What is known about the branches of each instance."""
 
@@ -112,9 +124,13 @@ class Batch(NamedTuple):
 
     media is the family's own pytree. For families with images it is
       pixels  float32 [G, I, ...]  the distinct images of each of G groups of B/G consecutive rows
+                                   (I counts entries: a family may cut an image into several)
       index   int32 [B, M, P]      per prompt position the feature of its group's table, -1 for text
     so that the vision tower sees each distinct image of a group once, and a gather stays on the
-    device that holds the group (G = data shards of the mesh x gradient accumulation).
+    device that holds the group (G = data shards of the mesh x gradient accumulation). Where
+    positions are not 0, 1, 2, ... there are also
+      positions  int32 [B, M, P, 3]  time, row and column of every prompt token
+      behind     int32 [B, M]        tokens of the prompt less the position that follows it
     """
 
     prompts: Array  # int32 [B, M, P]

@@ -48,6 +48,11 @@ def model(**kwargs):
     return vlm, paths.map_named(noise, jax.eval_shape(vlm.init, jax.random.key(0)))
 
 
+def pictures(pixels):
+    """[n, H, W, 3] as a family without tiles reads them."""
+    return [types.Picture(image.astype(np.float32), image.shape[1::-1]) for image in pixels]
+
+
 def batch(vlm, layout, *, rows=4, prompt=12, response=5, axes=2, groups=1, seed=0, ref=True):
     """Random rows with 0, 1 or 2 images, ragged lengths, and one image shared by all contexts."""
     rng = np.random.default_rng(seed)
@@ -68,7 +73,7 @@ def batch(vlm, layout, *, rows=4, prompt=12, response=5, axes=2, groups=1, seed=
             prompts[b, m, : len(ids)] = ids
             lengths[b, m] = len(ids)
             if count:
-                table.append(images[m])
+                table.append(types.Picture(images[m], (16, 16)))
             row.append([len(table) - 1] * count)
         slots.append(row)
     media = vlm.media(prompts, tables, slots, max(map(len, tables)))

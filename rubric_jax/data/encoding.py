@@ -19,7 +19,7 @@ import numpy as np
 from rubric_jax import config as config_lib
 from rubric_jax import types
 from rubric_jax.data import conditioning as conditioning_lib
-from rubric_jax.data import corruptions, images, pictures, processing, reading
+from rubric_jax.data import corruptions, forms, images, pictures, processing, reading
 from rubric_jax.data import spans as spans_lib
 from rubric_jax.data.corruptions import placeholders
 
@@ -85,13 +85,21 @@ class Encoder:
         self.examples: dict[str, list[str]] = collections.defaultdict(list)
         self.unread: set[str] = set()
         self._ids: list[str] = []
-        self._numbers, self._image_counts = array.array("q"), array.array("i")
+        self._numbers, self._entries = array.array("q"), array.array("i")
+        self._cells = array.array("i")
+        self._extents: list[tuple[int, int]] = []  # by number of the stored image
         self._prompt_lengths, self._response_lengths = array.array("i"), array.array("i")
         self._axes = array.array("i")
         self._preferences = array.array("f")
         self._rewards, self._levels = array.array("f"), array.array("d")
         self._keys = bytearray()
         self._drawn = tuple(corruptions.in_step(config.contexts, layout))
+        if self._drawn and processor.form != forms.WHOLE:
+            name = layout.contexts[self._drawn[0]]
+            raise ValueError(
+                f"config.data.contexts.{name} has 'when': 'step', but this checkpoint's processor "
+                "cuts pictures to pieces before the step sees them; take 'when': 'data'."
+            )
         others = [context for context in layout.contexts if context != types.CLEAN]
         self.origins = {context: collections.Counter() for context in others}
         self.prompts: collections.Counter[str] = collections.Counter()
@@ -129,6 +137,7 @@ class Encoder:
         for picture in (picture for context in used for picture in context):
             if picture.hash not in self.image_ids:
                 self.image_ids[picture.hash] = number = len(self.image_ids)
+                self._extents.append(self.processor.extent(picture.size, picture.frames))
                 data = images.read(picture.ref) if picture.data is None else picture.data
                 yield "images", {"index": number, "hash": picture.hash, "data": data}
         ids = [[self.image_ids[picture.hash] for picture in context] for context in used]
@@ -163,7 +172,8 @@ class Encoder:
         return {
             "id": np.array(self._ids, str),
             "number": np.array(self._numbers, np.int64),
-            "images": np.array(self._image_counts, np.int32),
+            "images": np.array(self._entries, np.int32),
+            "cells": np.array(self._cells, np.int32),
             "axis": np.array(self._axes, np.int32),
             "preference": np.array(self._preferences, np.float32).reshape(
                 rows, len(self.config.axes) if self.conditioning else 0
@@ -317,7 +327,9 @@ class Encoder:
         self._ids.append(row.id)
         self._numbers.append(row.number)
         kept = [number for m, own in enumerate(ids) if m not in self._drawn for number in own]
-        self._image_counts.append(len(set(kept)) + sum(len(ids[m]) for m in self._drawn))
+        used = [*set(kept), *(number for m in self._drawn for number in ids[m])]
+        self._entries.append(sum(self._extents[number][0] for number in used))
+        self._cells.append(max((self._extents[number][1] for number in used), default=1))
         self._axes.append(-1 if row.axis is None else record["axis"])
         self._rewards.extend(record["rewards"].tolist())
         self._levels.append(np.nan if row.level is None else row.level)

@@ -1,7 +1,8 @@
 """Where an image comes from, and how it is read, checked and decoded.
 
 Images travel as the bytes of the file they came in (PNG, JPEG, WebP, ...): small on disk, and equal
-bytes are the same image. Pixels exist only inside the loader.
+bytes are the same image. Pixels exist only inside the loader. A video is the files of its frames in
+one (a ZIP archive, for its index), and is read, checked and stored like an image.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import io
 import os
 import struct
+import zipfile
 from typing import Any
 
 import PIL.Image
@@ -18,16 +20,18 @@ import PIL.ImageOps
 
 # What PIL raises on damaged files, format by format (a PNG with a bad chunk: SyntaxError).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+_ARCHIVE = b"PK"  # begins a video as `read` packs it
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """One of: a path (absolute), the bytes of an image file, or a PIL image."""
+    """One of: a path (absolute), the bytes of an image file, a PIL image, or a video's frames."""
 
     path: str = ""
     data: bytes | None = None
     image: Any = None
+    frames: tuple[Ref, ...] = ()
 
 
 def of(value: Any, *, root: str, confine: bool = False) -> Ref:
@@ -66,8 +70,17 @@ def read(ref: Ref) -> bytes:
     """The encoded bytes. A PIL image is encoded to PNG, which loses nothing.
 
     Raises:
-      ValueError: the file cannot be read.
+      ValueError: the file cannot be read, or is an archive.
     """
+    if ref.frames:
+        return _packed([read(frame) for frame in ref.frames])
+    data = _encoded(ref)
+    if data.startswith(_ARCHIVE):  # else it would pass for a video
+        raise ValueError("a ZIP archive, not an image; unpack it, and list the frames of a video.")
+    return data
+
+
+def _encoded(ref: Ref) -> bytes:
     if ref.data is not None:
         return ref.data
     if ref.image is not None:
@@ -97,6 +110,11 @@ def check(data: bytes, max_pixels: int) -> tuple[int, int]:
     Raises:
       ValueError: not an image, a damaged one, or one beyond the limit.
     """
+    if frames(data):
+        sizes = {check(frame, max_pixels) for frame in _unpacked(data)}
+        if len(sizes) > 1:
+            raise ValueError(f"a video with frames of sizes {sorted(sizes)}; make them equal.")
+        return sizes.pop()
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -115,7 +133,32 @@ def check(data: bytes, max_pixels: int) -> tuple[int, int]:
     )
 
 
-def decode(data: bytes) -> PIL.Image.Image:
-    """The decoded image, turned upright by its EXIF orientation as `datasets` does."""
+def decode(data: bytes) -> PIL.Image.Image | list[PIL.Image.Image]:
+    """The decoded image, turned upright by its EXIF orientation as `datasets` does; of a video a
+    list of them."""
+    if frames(data):
+        return [decode(frame) for frame in _unpacked(data)]
     image = PIL.Image.open(io.BytesIO(data))
     return PIL.ImageOps.exif_transpose(image)
+
+
+def frames(data: bytes) -> int:
+    """The number of frames of a video; 0 of an image."""
+    if not data.startswith(_ARCHIVE):
+        return 0
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return len(archive.namelist())
+
+
+def _packed(files: list[bytes]) -> bytes:
+    """Equal files give equal bytes: entries have a number for a name, and no time."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number, file in enumerate(files):
+            archive.writestr(zipfile.ZipInfo(f"{number:06d}"), file)
+    return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> list[bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [archive.read(name) for name in sorted(archive.namelist())]

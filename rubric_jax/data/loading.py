@@ -27,9 +27,9 @@ from rubric_jax.data.corruptions import drawn
 
 Plan, Shape, plan = planning.Plan, planning.Shape, planning.plan
 
-# (prompts int32 [B, M, P], per group its images [H, W, 3], per row and context indices into its
-# group's images, slots I per group) -> the family's media
-Media = Callable[[np.ndarray, list[list[np.ndarray]], list[list[list[int]]], int], Mapping]
+# (prompts int32 [B, M, P], per group its pictures, per row and context indices into its group's
+# pictures, entries I per group, cells of an entry) -> the family's media
+Media = Callable[[np.ndarray, list[list[types.Picture]], list[list[list[int]]], int, int], Mapping]
 
 
 class Example(NamedTuple):
@@ -113,9 +113,9 @@ class Source:
         """A stored image, decoded (PIL)."""
         return images.decode(self._images[int(number)]["data"])
 
-    def pixels(self, number: int) -> np.ndarray:
-        """A stored image as the model sees it, float32 [H, W, 3]."""
-        return self.prepared.processor.pixels(self.image(number))
+    def picture(self, number: int) -> types.Picture:
+        """A stored image as the model sees it."""
+        return self.prepared.processor.picture(self.image(number))
 
     @functools.cached_property
     def _rows(self):
@@ -257,9 +257,9 @@ def collate(
         if stated:
             preference[b] = example.preference
     tables, slots = _tables(examples, groups, m, source.prepared.drawn)
-    seen = functools.cache(source.pixels)  # a picture may be there to be drawn, and as it is
-    pixels = [[seen(entry[0]) for entry in table] for table in tables]
-    shown = media(prompts, pixels, slots, shape.images)
+    seen = functools.cache(source.picture)  # a picture may be there to be drawn, and as it is
+    pictures = [[seen(use[0]) for use in table] for table in tables]
+    shown = media(prompts, pictures, slots, shape.images, shape.cells)
     if source.prepared.drawn:
         shown = {**shown, drawn.TABLE: _drawn(tables, shape.images)}
     return types.Batch(

@@ -31,6 +31,7 @@ class Picture(NamedTuple):
     hash: str
     size: tuple[int, int]
     data: bytes | None
+    frames: int = 0  # of a video
 
 
 # context -> its pictures; None in the list is one that is left out, None for the list says that
@@ -72,6 +73,8 @@ class Album:
         for row, found in _ahead(rows, self._own):
             numbers.append(row.number)
             ids.append(row.id)
+            if any(picture.frames for picture in found):
+                found = []  # a video is lent to nobody
             kept.append(tuple(_to_disk(picture, directory) for picture in found))
         survey = partners.Survey(
             ids,
@@ -106,6 +109,12 @@ class Album:
 
     def _pictures(self, row: reading.Row, context: str) -> list[Picture]:
         pictures = []
+        if row.made and any(ref.frames for ref in row.images[context]):
+            raise row.error(
+                row.image_field[context],
+                f"holds a video, of which the context {row.made[0]!r} cannot be made; give the row "
+                f"a column `{row.made[0]}_images`, or write its frames as images.",
+            )
         for number, ref in enumerate(row.images[context], 1):
             try:
                 pictures.append(self._picture(ref))
@@ -117,7 +126,11 @@ class Album:
         if ref.path in self._checked:
             return Picture(ref, *self._checked[ref.path], None)
         data = images.read(ref)
-        picture = Picture(ref, images.digest(data), images.check(data, self.max_pixels), data)
+        size, frames = images.check(data, self.max_pixels), images.frames(data)
+        picture = Picture(ref, images.digest(data), size, data, frames)
+        for frame in ref.frames:
+            if frame.path:
+                self._note_path(frame.path)
         if ref.path:
             self._note_path(ref.path)
             self._checked[ref.path] = (picture.hash, picture.size)

@@ -25,7 +25,8 @@ class Shape(NamedTuple):
 
     prompt: int  # P, tokens
     response: int  # T, tokens
-    images: int  # I, image slots per group
+    images: int  # I, image entries per group
+    cells: int = 1  # of an entry; see types.Picture
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,7 +105,9 @@ def plan(
     for k, cut in enumerate(cuts):
         members = bucket == k if shuffle else bucket <= k
         slots = _most_images(index["images"][rows[members]], batch_size // groups)
-        shapes.append(Shape(int(high_p[cut - 1]), int(high_t[cut - 1]), slots))
+        cells = int(index["cells"][rows[members]].max())
+        cells = int(_round_up(np.array(cells))) if cells > 1 else 1
+        shapes.append(Shape(int(high_p[cut - 1]), int(high_t[cut - 1]), slots, cells))
     made = Plan(tuple(shapes), rows, bucket, batch_size, groups, seed, shuffle)
     if phases is not None and shuffle:
         made = dataclasses.replace(made, phase=phases.of, key=phases.key)

@@ -46,9 +46,10 @@ from rubric_jax.data import (
     records,
     sources,
     spans,
+    videos,
 )
 
-FORMAT = 3  # goes up when records change their meaning
+FORMAT = 4  # goes up when records change their meaning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +74,9 @@ class Prepared:
         id              str [R]
         prompt_lengths  int32 [R, M], tokens
         response_lengths int32 [R, N], tokens
-        images          int32 [R], images of the row: distinct ones, and each use in a drawn context
+        images          int32 [R], table entries of the row: those of its distinct images, and of
+                        each use in a drawn context
+        cells           int32 [R], cells of its largest image (see types.Picture)
         axis            int32 [R], the axis that ordered the pair; -1 where the row names none
         preference      float32 [R, A], the weights that the row's prompt states; [R, 0] if none
         rewards         float32 [R, N, A]; 0 where nothing is known
@@ -174,7 +177,8 @@ def _build(config, layout, contexts, processor, path, split, directory: str) -> 
     stated = conditioning.bind(config.weights, layout, config.axes)
     encoder = encoding.Encoder(config, layout, processor, album, stated)
     rows = functools.partial(
-        reading.rows,
+        _rows,
+        processor,
         path,
         split,
         layout=layout,
@@ -204,6 +208,12 @@ def _build(config, layout, contexts, processor, path, split, directory: str) -> 
     for kind, expected in (("rows", counts.kept), ("images", counts.distinct_images)):
         if len(records.read(directory, kind)) != expected:
             raise OSError(None, f"the {kind} that were written cannot be read back")
+
+
+def _rows(processor: processing.Processor, *args, **options) -> Iterator[reading.Row]:
+    """reading.rows; where the family has no time, a frame of a video is an image of its own."""
+    rows = reading.rows(*args, videos=True, **options)
+    return rows if processor.form.video else map(videos.apart, rows)
 
 
 def _rated(config, layout) -> rated.Rated | None:

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,9 @@ import numpy as np
 import PIL.Image
 import transformers
 from transformers.models.auto import processing_auto
+
+from rubric_jax import types
+from rubric_jax.data import forms, stand_ins
 
 # Files that determine tokens and pixels; weights and READMEs do not.
 _FILES = (
@@ -71,7 +75,9 @@ class Processor:
     eos_ids: tuple[int, ...]  # ids that end a generation
     # What the processor puts behind the last picture of a prompt, and at its end.
     around: tuple[str, str] = ("", "")
-    _expansions: dict = dataclasses.field(default_factory=dict, repr=False)
+    form: forms.Form = forms.WHOLE  # of a picture's pixels
+    fps: float = 2.0  # of the frames of videos
+    _sizes: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def encode(
         self,
@@ -86,7 +92,8 @@ class Processor:
           prompt: text with image placeholders, or messages (image blocks, or plain strings, which
             get their image blocks in front of the first user message).
           responses: name -> text or messages, in the form of the prompt.
-          images: in the order of the placeholders; only `.size` (width, height) is read.
+          images: in the order of the placeholders; only `.size` (width, height) is read, and
+            `.frames` of those that have it: how many a video has, 0 of a picture.
           tools: handed to the chat template.
 
         Returns:
@@ -106,22 +113,32 @@ class Processor:
             text, texts = prompt, dict(responses)
         else:
             text, texts = self._render(prompt, responses, images, tools)
-        found = text.count(self.image_text)
-        if found != len(images):
+        marks = [mark for mark in (self.video_text, self.image_text) if mark]
+        pattern = "|".join(map(re.escape, marks))
+        found = re.findall(pattern, text)
+        if len(found) != len(images):
             raise FieldError(
                 "images",
-                f"{len(images)} image(s) for {found} placeholder(s) {self.image_text!r} in the "
-                "prompt; there must be one placeholder per image.",
+                f"{len(images)} image(s) for {len(found)} placeholder(s) {self.image_text!r} in "
+                "the prompt; there must be one placeholder per image.",
             )
-        for name, response in texts.items():
-            if self.image_text in response:
+        for mark, image in zip(found, images, strict=True):
+            if (mark == self.video_text) != bool(_frames(image)):
                 raise FieldError(
-                    name,
-                    f"contains the image placeholder {self.image_text!r}, which only the prompt "
-                    "may; remove it.",
+                    "images",
+                    f"{'a video' if _frames(image) else 'an image'} stands where the prompt has "
+                    f"{mark!r}; write the blocks, or placeholders, in the order of `images`.",
                 )
-        expand = iter([self._expansion(image.size) for image in images])
-        parts = text.split(self.image_text)
+        for name, response in texts.items():
+            for mark in marks:
+                if mark in response:
+                    raise FieldError(
+                        name,
+                        f"contains the image placeholder {mark!r}, which only the prompt may; "
+                        "remove it.",
+                    )
+        expand = iter([self._expansion(image) for image in images])
+        parts = re.split(pattern, text)
         parts[-1] = self.around[0] + parts[-1] + self.around[1]
         text = parts[0] + "".join(next(expand) + part for part in parts[1:])
         return self._ids(text), {name: self._ids(response) for name, response in texts.items()}
@@ -156,10 +173,27 @@ class Processor:
         found = self.hf.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
         return np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2) - shift
 
-    def pixels(self, image: PIL.Image.Image) -> np.ndarray:
-        """Float32 [H, W, 3], normalised as the checkpoint's image processor does."""
-        values = self.hf.image_processor(image, return_tensors="np")["pixel_values"][0]
-        return np.ascontiguousarray(np.moveaxis(values, 0, -1), np.float32)
+    @property
+    def video_text(self) -> str:
+        """What stands for a video in text; "" where the family has no time."""
+        return self.hf.video_text if self.form.video else ""
+
+    def picture(self, image: PIL.Image.Image | list[PIL.Image.Image]) -> types.Picture:
+        """The image as the checkpoint's image processor gives it to the model; or a video."""
+        if isinstance(image, list):
+            pixels = self.form.video([self.form.pixels(self._processed(frame)) for frame in image])
+            extent, interval = self.form.extent(pixels.shape), self.form.together / self.fps
+            return types.Picture(pixels, image[0].size, *extent, interval)
+        pixels = np.ascontiguousarray(self.form.pixels(self._processed(image)), np.float32)
+        return types.Picture(pixels, image.size, *self.form.extent(pixels.shape))
+
+    def extent(self, size: tuple[int, int], frames: int = 0) -> tuple[int, int]:
+        """(entries, cells) of a picture of this width and height, or of a video; see
+        types.Picture."""
+        shape = self._measured(size)[1]
+        if frames:
+            shape = (-(-frames // self.form.together), *shape[1:])
+        return self.form.extent(shape)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of token ids; special tokens are left out unless `special`."""
@@ -170,14 +204,33 @@ class Processor:
         ids = self.hf.tokenizer(text, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, np.int32)
 
-    def _expansion(self, size: tuple[int, int]) -> str:
-        # The number of features depends on an image's size alone, so a blank one stands in and the
-        # costly resizing is done once per size, not once per row.
-        if size not in self._expansions:
-            blank = PIL.Image.new("RGB", size)
-            inputs = self.hf.image_processor([blank], return_tensors="np")
-            self._expansions[size] = self.hf.replace_image_token(inputs, image_idx=0)
-        return self._expansions[size]
+    def _expansion(self, image) -> str:
+        text, shape = self._measured(image.size)
+        frames = _frames(image)
+        return self.hf.written(*shape[1:3], frames, self.fps) if frames else text
+
+    def _measured(self, size: tuple[int, int]) -> tuple[str, tuple[int, ...]]:
+        """(expansion of the placeholder, shape of the pixels) of pictures of this size."""
+        # Both depend on the size alone, so a blank picture stands in and the costly resizing is
+        # done once per size, not once per row.
+        if size not in self._sizes:
+            inputs = self._processed(PIL.Image.new("RGB", size))
+            shape = self.form.pixels(inputs).shape
+            self._sizes[size] = self.hf.replace_image_token(inputs, image_idx=0), shape
+        return self._sizes[size]
+
+    def _processed(self, image: PIL.Image.Image) -> Mapping[str, Any]:
+        """What the image processor gives, called as the processor calls it."""
+        try:
+            return self.hf.image_processor(
+                [image], return_tensors="np", **getattr(self.hf, "images_kwargs", {})
+            )
+        except ValueError as error:  # of Qwen-VL's, for a picture 200 times as long as wide
+            raise FieldError(
+                "images",
+                f"the image processor refuses a picture of {image.width} x {image.height} pixels "
+                f"({error}); crop it, or remove the row.",
+            ) from error
 
     def _render(self, prompt, responses, images, tools) -> tuple[str, dict[str, str]]:
         """Texts of a prompt and its responses by the chat template, as TRL splits them."""
@@ -238,11 +291,15 @@ class Processor:
             raise FieldError(field, f"the chat template refuses these messages: {error}") from error
 
 
-def load(directory: str) -> Processor:
+def load(directory: str, pixels: tuple[int, ...] = (), fps: float = 2.0) -> Processor:
     """Loads the processor of a Hugging Face directory (see models.directory for hub names).
 
+    Args:
+      pixels: least and most pixels of a picture after resizing; () = as the checkpoint says.
+      fps: frames per second of videos, > 0; read where the family places them in time.
+
     Raises:
-      ValueError: no such directory, or files are missing in it.
+      ValueError: no such directory, files are missing in it, or `pixels` do not fit.
     """
     if not os.path.isdir(directory):
         raise ValueError(f"No directory {directory!r}; config.model.checkpoint must name one.")
@@ -255,7 +312,7 @@ def load(directory: str) -> Processor:
             "with processor_config.json or config.json."
         )
     try:
-        hf = getattr(transformers, name).from_pretrained(directory, backend="pil")
+        hf = stand_ins.processor(name).from_pretrained(directory, backend="pil")
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"Cannot load the processor of {directory!r}: {error}") from error
     if getattr(hf, "patch_size", 0) is None:  # older LLaVA directories leave it to the model config
@@ -265,19 +322,27 @@ def load(directory: str) -> Processor:
         hf.num_additional_image_tokens = 1  # the CLIP class token
     if hasattr(hf.image_processor, "do_pan_and_scan"):  # Gemma 3: pictures are read whole
         hf.image_processor.do_pan_and_scan = False
+    if pixels:
+        forms.resize(hf.image_processor, pixels)
     tokenizer = hf.tokenizer
+    hf.chat_template = hf.chat_template or tokenizer.chat_template
+    form = forms.of(name, config)
+    if form.video and not fps > 0:
+        raise ValueError(f"config.data.fps is {fps}; it must be above 0.")
     paligemma = isinstance(hf, transformers.PaliGemmaProcessor)
     eos = _json(directory, "generation_config.json").get("eos_token_id", tokenizer.eos_token_id)
     eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
     pad = next((i for i in (tokenizer.pad_token_id, *eos_ids) if i is not None), 0)
     return Processor(
         hf=hf,
-        fingerprint=_fingerprint(directory, hf),
+        fingerprint=_fingerprint(directory, hf, (*pixels, *((fps,) if form.video else ()))),
         image_token=hf.image_token_ids[0],
         image_text=hf.image_token,
         pad_id=pad,
         eos_ids=eos_ids,
         around=(tokenizer.bos_token, "\n") if paligemma else ("", ""),
+        form=form,
+        fps=fps,
     )
 
 
@@ -326,7 +391,8 @@ def _blocks(field: str, messages: Messages, images: Sequence[Any], image_text: s
         if role not in _ROLES:
             raise FieldError(field, f"has role {role!r}; it must be one of {', '.join(_ROLES)}.")
         if isinstance(content, str):
-            front = [{"type": "image"} for _ in images] if role == "user" and not included else []
+            front = [{"type": "video" if _frames(image) else "image"} for image in images]
+            front = front if role == "user" and not included else []
             included = included or role == "user"
             message = {**message, "content": [*front, {"type": "text", "text": content}]}
         filled.append(message)
@@ -344,15 +410,15 @@ def _blocks(field: str, messages: Messages, images: Sequence[Any], image_text: s
                 raise FieldError(
                     field, f"has the content block {block!r}; it needs a 'type' (text or image)."
                 )
-            if block["type"] == "image":
-                if set(block) & {"image", "path", "url", "base64"}:
+            if block["type"] in ("image", "video"):
+                if set(block) & {"image", "video", "path", "url", "base64"}:
                     raise FieldError(
                         field,
                         'has an image inside a message; write {"type": "image"} there and list '
                         "the image in the column `images`.",
                     )
                 found += 1
-                block = {**block, "image": next(pictures, None)}
+                block = {**block, block["type"]: next(pictures, None)}
             content.append(block)
         filled[i] = {**message, "content": content}
     if found != len(images):
@@ -363,6 +429,10 @@ def _blocks(field: str, messages: Messages, images: Sequence[Any], image_text: s
             f"message is a plain string; {image_text!r} is not written out in messages).",
         )
     return filled
+
+
+def _frames(image) -> int:
+    return getattr(image, "frames", 0)
 
 
 def _form(value: str | Messages) -> str:
@@ -388,12 +458,12 @@ def _json(directory: str, file: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}.") from error
 
 
-def _fingerprint(directory: str, hf: Any) -> str:
+def _fingerprint(directory: str, hf: Any, settings: tuple[float, ...]) -> str:
     numbers = [
         getattr(hf, key, None)
         for key in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
     ]
-    total = hashlib.sha256(json.dumps([type(hf).__name__, *numbers]).encode())
+    total = hashlib.sha256(json.dumps([type(hf).__name__, *numbers, *settings]).encode())
     for file in _FILES:
         path = os.path.join(directory, file)
         if os.path.exists(path):

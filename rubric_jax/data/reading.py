@@ -9,7 +9,8 @@ TRL's preference layout, one row per line or record:
   prompt           text or messages; left out when all responses are whole conversations, whose
                    common first turns are then the prompt
   <response>       one column per response of the layout's branches: chosen, rejected, response_3
-  images | image   paths relative to the data file, bytes, {"bytes", "path"} or PIL images
+  images | image   paths relative to the data file, bytes, {"bytes", "path"} or PIL images; a list
+                   of them among the others is a video
   rejected_images  images of the context `corrupted` (also: corrupted_images; in general
                    <context>_images); a row without it reads its own images there, or what
                    config.data.contexts makes of them
@@ -79,6 +80,7 @@ def rows(
     contexts: Mapping[str, corruptions.Context] | None = None,
     differences: Sequence[str] = (),
     rated: rated_lib.Rated | None = None,
+    videos: bool = False,
 ) -> Iterator[Row]:
     """Rows of a data path in their order, each checked.
 
@@ -91,6 +93,7 @@ def rows(
       contexts: those that are made of a row's own images where it has no column of them.
       differences: two responses whose differing words are spans, in rows without spans of them.
       rated: how records with rated responses become pairs, one after the other.
+      videos: read lists of frames among the images; else they are refused.
 
     Raises:
       ValueError: 'file:row: field: what is wrong, and the mend'.
@@ -102,17 +105,17 @@ def rows(
             record = _strip(record)
             pairs = rated.rows(record, str(number)) if rated else [(record, False)]
             for part, tied in pairs:
-                row = _row(path, number, part, layout, axes, root, confine, contexts or {})
+                row = _row(path, number, part, layout, axes, root, confine, contexts or {}, videos)
                 row = dataclasses.replace(row, tied=tied)
                 yield _with_differences(row, part, layout, differences) if differences else row
         except processing.FieldError as error:
             raise ValueError(where + str(error)) from error
 
 
-def _row(file, number, record, layout, axes, root, confine, contexts) -> Row:
+def _row(file, number, record, layout, axes, root, confine, contexts, videos) -> Row:
     responses, prompt = _texts(record, layout)
     prompts, prompt_fields = _prompts(record, layout, prompt)
-    pictures, fields, made = _pictures(record, layout, root, confine, contexts)
+    pictures, fields, made = _pictures(record, layout, root, confine, contexts, videos)
     fallback = [
         name
         for name in layout.contexts
@@ -266,7 +269,7 @@ def _check_form(name: str, value: Any) -> None:
             )
 
 
-def _images(record, name, root, confine) -> tuple[str, tuple[images.Ref, ...]]:
+def _images(record, name, root, confine, videos=False) -> tuple[str, tuple[images.Ref, ...]]:
     value = record.get(name)
     if name == "images" and record.get("image") is not None:
         if value is not None:
@@ -279,15 +282,18 @@ def _images(record, name, root, confine) -> tuple[str, tuple[images.Ref, ...]]:
     refs = []
     for item in value if isinstance(value, list) else [value]:
         try:
-            refs.append(images.of(item, root=root, confine=confine))
+            is_video = videos and isinstance(item, list | tuple) and len(item) > 0
+            parts = item if is_video else [item]
+            found = tuple(images.of(part, root=root, confine=confine) for part in parts)
+            refs.append(images.Ref(frames=found) if is_video else found[0])
         except ValueError as error:
             raise processing.FieldError(name, str(error)) from error
     return name, tuple(refs)
 
 
-def _pictures(record, layout, root, confine, contexts) -> tuple[dict, dict, list[str]]:
+def _pictures(record, layout, root, confine, contexts, videos) -> tuple[dict, dict, list[str]]:
     """(images by context, the column they stood in by context, contexts to be made)."""
-    own_field, own = _images(record, "images", root, confine)
+    own_field, own = _images(record, "images", root, confine, videos)
     pictures, fields, made = {}, {types.CLEAN: own_field}, []
     for context in layout.contexts:
         names = [f"{context}_images", *(["rejected_images"] if context == "corrupted" else [])]
@@ -297,7 +303,7 @@ def _pictures(record, layout, root, confine, contexts) -> tuple[dict, dict, list
             if context in contexts:
                 made.append(context)
         else:
-            fields[context], pictures[context] = _images(record, name, root, confine)
+            fields[context], pictures[context] = _images(record, name, root, confine, videos)
     return pictures, fields, made
 
 

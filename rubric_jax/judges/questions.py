@@ -20,12 +20,7 @@ from rubric_jax.data import processing
 from rubric_jax.judges import verdicts
 
 # The smallest padded sizes, powers of two.
-_LEAST = {"prompt": 64, "response": 8, "branches": 2, "images": 2}
-
-
-class Picture(NamedTuple):
-    size: tuple[int, int]  # width, height of the file
-    pixels: np.ndarray  # float32 [H, W, 3], as the model reads it
+_LEAST = {"prompt": 64, "response": 8, "branches": 2, "images": 2, "cells": 16}
 
 
 class Row(NamedTuple):
@@ -60,7 +55,7 @@ class Asker:
         found = {self.processor.image_text, *(t.content for t in added if t.special)}
         return tuple(sorted((text for text in found if len(text) > 1), key=len, reverse=True))
 
-    def row(self, request: verdicts.Request, pictures: Sequence[Picture]) -> Row:
+    def row(self, request: verdicts.Request, pictures: Sequence[types.Picture]) -> Row:
         """The questions about a response; FieldError where the processor refuses one."""
         instance = request.instance.model_copy(
             update={"instruction": self.plain(request.instance.instruction)}
@@ -81,7 +76,7 @@ class Asker:
         return Row(questions[0][:shared], branches, request.instance.images)
 
     def question(
-        self, text: str, pictures: Sequence[Picture]
+        self, text: str, pictures: Sequence[types.Picture]
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """Token ids up to where the answer stands, and the tokens of yes and no there."""
         prompt, found = self.processor.encode(
@@ -108,7 +103,7 @@ class Asker:
 
 def collate(
     rows: Sequence[Row],
-    picture: Callable[[bytes], Picture],
+    picture: Callable[[bytes], types.Picture],
     media: Callable[..., Mapping[str, np.ndarray]],
     *,
     size: int,
@@ -130,13 +125,15 @@ def collate(
             mask[b, c, len(ids)] = 1.0  # no state that is used has seen the token here
         table = tables[b * groups // size]
         slots[b][0] = [table.setdefault(data, len(table)) for data in row.images]
-    pixels = [[picture(data).pixels for data in table] for table in tables]
-    room = max(map(len, tables))
+    pictures = [[picture(data) for data in table] for table in tables]
+    room = max(sum(each.entries for each in table) for table in pictures)
     room = _round_up(room, _LEAST["images"]) if room else 0
+    cells = max((each.cells for table in pictures for each in table), default=1)
+    cells = _round_up(cells, _LEAST["cells"]) if cells > 1 else 1
     return types.Batch(
         prompts=tokens,
         prompt_lengths=lengths,
-        media=media(tokens, pixels, slots, room),
+        media=media(tokens, pictures, slots, room, cells),
         responses=responses,
         mask=mask,
         labels=None,

@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ import numpy as np
 
 from rubric_jax import config as config_lib
 from rubric_jax import models, sharding, types
-from rubric_jax.data import images, processing
+from rubric_jax.data import forms, images, processing
 from rubric_jax.judges import prompts, questions, verdicts
 from rubric_jax.likelihoods import autoregressive
 from rubric_jax.models import vlm as vlm_lib
@@ -52,6 +52,7 @@ def vlm(
     batch_size: int = 8,
     max_prompt: int = 4096,
     max_image_pixels: int = config_lib.Data.max_image_pixels,
+    pixels: Sequence[int] = (),
     mesh: Mapping[str, int] | None = None,
 ) -> verdicts.Judge:
     """Criterion by criterion, under the rubric.
@@ -66,6 +67,8 @@ def vlm(
       batch_size: responses at a time, over all devices of this process.
       max_prompt: tokens of a row at most, with images; a longer one is a failed verdict.
       max_image_pixels: decoded width x height beyond which an image is refused.
+      pixels: least and most pixels of an image after resizing, where a family reads images at
+        their own size; () = as the checkpoint's processor says.
       mesh: sizes of the axes data (default: all devices), fsdp and tensor.
 
     Raises:
@@ -74,8 +77,16 @@ def vlm(
     """
     limits = _Limits(batch_size, max_prompt, max_image_pixels)
     words = {"yes": yes, "no": no}
-    check(checkpoint=checkpoint, family=family, dtype=dtype, mesh=mesh, **words, **limits._asdict())
-    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.yes_no, mesh)
+    check(
+        checkpoint=checkpoint,
+        family=family,
+        dtype=dtype,
+        pixels=pixels,
+        mesh=mesh,
+        **words,
+        **limits._asdict(),
+    )
+    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.yes_no, mesh, pixels)
     return _judge("vlm", reader, limits)
 
 
@@ -89,13 +100,22 @@ def vlm_holistic(
     batch_size: int = 8,
     max_prompt: int = 4096,
     max_image_pixels: int = config_lib.Data.max_image_pixels,
+    pixels: Sequence[int] = (),
     mesh: Mapping[str, int] | None = None,
 ) -> verdicts.Judge:
     """One question about the whole response, without a rubric. Arguments as in `vlm`."""
     limits = _Limits(batch_size, max_prompt, max_image_pixels)
     words = {"yes": yes, "no": no}
-    check(checkpoint=checkpoint, family=family, dtype=dtype, mesh=mesh, **words, **limits._asdict())
-    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.holistic_yes_no, mesh)
+    check(
+        checkpoint=checkpoint,
+        family=family,
+        dtype=dtype,
+        pixels=pixels,
+        mesh=mesh,
+        **words,
+        **limits._asdict(),
+    )
+    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.holistic_yes_no, mesh, pixels)
     return _judge("vlm_holistic", reader, limits)._replace(rubric=verdicts.holistic_rubric)
 
 
@@ -106,6 +126,7 @@ def check(
     dtype: str = "float32",
     yes: str = "yes",
     no: str = "no",
+    pixels: Sequence[int] = (),
     mesh: Mapping[str, int] | None = None,
     **limits: int,
 ) -> None:
@@ -120,6 +141,7 @@ def check(
         raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16.")
     if not yes.strip() or not no.strip() or yes == no:
         raise ValueError(f"yes is {yes!r} and no is {no!r}; they cannot be told apart.")
+    forms.check_pixels(tuple(pixels))
     for axis in mesh or {}:
         if axis not in sharding.AXES:
             options = config_lib.one_of(axis, sharding.AXES)
@@ -177,12 +199,12 @@ class _Reader:
         return weights.load(self.directory, self.vlm.weights, shapes, dtype=dtype, shardings=places)
 
 
-def _reader(checkpoint, family, dtype, words, ask, mesh) -> _Reader:
+def _reader(checkpoint, family, dtype, words, ask, mesh, pixels) -> _Reader:
     directory = models.directory(checkpoint)
     reader = _Reader(
         directory=directory,
         vlm=models.build(family, directory, dtype=dtype),
-        asker=questions.Asker(processing.load(str(directory)), words, ask),
+        asker=questions.Asker(processing.load(str(directory), tuple(pixels)), words, ask),
         dtype=dtype,
         # Every process judges requests of its own.
         mesh=sharding.make(config_lib.Mesh(**(mesh or {})), jax.local_devices()),
@@ -265,7 +287,7 @@ def _verdict(request: verdicts.Request, row: questions.Row, values: np.ndarray) 
 
 
 def _read(
-    reader: _Reader, request: verdicts.Request, picture: Callable[[bytes], questions.Picture]
+    reader: _Reader, request: verdicts.Request, picture: Callable[[bytes], types.Picture]
 ) -> questions.Row:
     try:
         return reader.asker.row(request, [picture(data) for data in request.instance.images])
@@ -275,6 +297,6 @@ def _read(
         ) from error
 
 
-def _picture(processor: processing.Processor, max_pixels: int, data: bytes) -> questions.Picture:
-    size = images.check(data, max_pixels)
-    return questions.Picture(size, processor.pixels(images.decode(data)))
+def _picture(processor: processing.Processor, max_pixels: int, data: bytes) -> types.Picture:
+    images.check(data, max_pixels)
+    return processor.picture(images.decode(data))

@@ -8,9 +8,28 @@ import pathlib
 import huggingface_hub
 
 from rubric_jax import config
-from rubric_jax.models import gemma3, llava, paligemma, vlm
+from rubric_jax.models import (
+    gemma3,
+    idefics3,
+    internvl,
+    llava,
+    llava_next,
+    paligemma,
+    qwen2_5_vl,
+    qwen3_vl,
+    vlm,
+)
 
-MODELS = {"llava": llava.build, "paligemma": paligemma.build, "gemma3": gemma3.build}
+MODELS = {
+    "llava": llava.build,
+    "llava_next": llava_next.build,
+    "paligemma": paligemma.build,
+    "gemma3": gemma3.build,
+    "internvl": internvl.build,
+    "idefics3": idefics3.build,
+    "qwen2_5_vl": qwen2_5_vl.build,
+    "qwen3_vl": qwen3_vl.build,
+}
 
 
 def build(family: str, directory, *, dtype: str = "float32", remat: str = "none") -> vlm.VLM:

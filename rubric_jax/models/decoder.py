@@ -41,7 +41,10 @@ class Config:
     activation: str
     norm_eps: float
     frequencies: tuple[float, ...]  # rotary, radians per position; head_size / 2 of them
+    longest: int = 0  # positions for which these frequencies hold; 0 = any number
+    position_axes: tuple[int, ...] = ()  # per frequency, where positions have three axes
     attention_bias: bool
+    output_bias: bool | None = None  # of the attention's output; None = as the others
     mlp_bias: bool
     tied: bool  # the unembedding is the embedding
     embed_scale: float = 1.0  # of token embeddings
@@ -76,7 +79,8 @@ class Attention(nn.Module):
         scale = c.query_scale or c.head_size**-0.5
         kind = attention.Kind(scale, c.attention_cap, window)
         out, cache = self.attend(q, k, v, cache, tables, kind)
-        return linear((c.heads, c.head_size), (c.width,), name="o")(out), cache
+        bias = c.attention_bias if c.output_bias is None else c.output_bias
+        return linear((c.heads, c.head_size), (c.width,), bias=bias, name="o")(out), cache
 
 
 class Block(nn.Module):
@@ -85,7 +89,15 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, cache, tables: attention.Tables, window: Array | None):
+    def __call__(
+        self,
+        x: Array,
+        cache,
+        tables: attention.Tables,
+        window: Array | None,
+        deep: Array | None,
+        number: Array | None,
+    ):
         c, dtype = self.config, self.dtype
         norm = functools.partial(layers.RMSNorm, c.norm_eps, dtype, c.norm_offset)
         x = layers.shard_rows(x)
@@ -97,12 +109,17 @@ class Block(nn.Module):
         gate = layers.ACTIVATIONS[c.activation](linear((c.width,), (c.mlp,), name="gate")(h))
         h = gate * linear((c.width,), (c.mlp,), name="up")(h)
         h = linear((c.mlp,), (c.width,), name="down")(h)
-        return x + (norm(name="mlp_post_norm")(h) if c.sandwich else h), cache
+        x = x + (norm(name="mlp_post_norm")(h) if c.sandwich else h)
+        if deep is not None:
+            more = deep[jnp.minimum(number, len(deep) - 1)]
+            x = x.at[:, : more.shape[1]].add(jnp.where(number < len(deep), more, 0))
+        return x, cache
 
 
 class Decoder(nn.Module):
     """Embeddings [R, S, D] -> hidden states [R, S, D] and what `attend` keeps of every layer.
 
+    `deep` [L, R, P, D] is added to the first P states behind each of the first L layers.
     `attend` is one of attention.tree, attention.prefill, attention.decode.
     """
 
@@ -123,15 +140,17 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, 0),
+            in_axes=(0, nn.broadcast, 0, nn.broadcast, 0),
             length=c.depth,
         )
         self.layers = stack(c, self.attend, self.dtype)
         self.norm = layers.RMSNorm(c.norm_eps, self.dtype, c.norm_offset)
 
-    def __call__(self, x: Array, cache, tables: attention.Tables):
-        windows = jnp.asarray(self.config.windows, jnp.int32) if self.config.windows else None
-        x, cache = self.layers(layers.shard_rows(x), cache, tables, windows)
+    def __call__(self, x: Array, cache, tables: attention.Tables, deep: Array | None = None):
+        c = self.config
+        windows = jnp.asarray(c.windows, jnp.int32) if c.windows else None
+        number = None if deep is None else jnp.arange(c.depth)
+        x, cache = self.layers(layers.shard_rows(x), cache, tables, windows, deep, number)
         return self.norm(x), cache
 
     def embed(self, ids: Array) -> Array:
@@ -155,10 +174,13 @@ class Decoder(nn.Module):
         self(self.embed(jnp.zeros((1, 1), int)), None, tables)
 
 
-def angles(frequencies: tuple[float, ...], positions: Array) -> Array:
-    """Rotary angles. positions: int [R, S] -> float32 [R, S, head_size / 2]."""
-    per_position = jnp.asarray(frequencies, jnp.float32)
-    return positions[:, :, None].astype(jnp.float32) * per_position[None, None, :]
+def angles(frequencies: tuple[float, ...], positions: Array, axes: tuple[int, ...] = ()) -> Array:
+    """Rotary angles float32 [R, S, head_size / 2] of positions int [R, S].
+
+    With `axes` positions are int [R, S, 3], and each frequency turns with the axis that it names.
+    """
+    positions = positions[:, :, np.asarray(axes)] if axes else positions[:, :, None]
+    return positions.astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None, :]
 
 
 def frequencies(head_size: int, theta: float, scaling: dict) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ import transformers
 from jax.sharding import PartitionSpec
 
 from rubric_jax import types
-from rubric_jax.models import decoder, gemma, interleaved, layers, maps, vit, weights
+from rubric_jax.models import decoder, gemma, interleaved, layers, maps, parsing, vit, weights
 from rubric_jax.models import vlm as vlm_lib
 
 Array = types.Array
@@ -58,14 +58,13 @@ def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none")
     """The model of a checkpoint's config.json. Raises ValueError on another architecture."""
     config = read_config(hf)
     vision, text = config.vision, config.decoder
+    projector = 2 * config.tokens_per_image * vision.width * text.width
     parts = interleaved.Parts(
         decoder=text,
-        vision=vision,
-        features=functools.partial(features, config),
-        image_token=config.image_token,
-        tokens_per_image=config.tokens_per_image,
+        features=interleaved.each(functools.partial(features, config)),
+        media=interleaved.entries(config.image_token, vision.image, config.tokens_per_image),
         blocks=interleaved.each_image,
-        projector_flops=2 * config.tokens_per_image * vision.width * text.width,
+        picture_flops=lambda cells: vit.flops(vision) + projector,
     )
     start, spec = functools.partial(init, config), weight_map(config)
     return interleaved.build(parts, config, start, RULES, spec, dtype=dtype, remat=remat)
@@ -83,16 +82,17 @@ def init(config: Config, key: jax.Array) -> Params:
 
 def features(config: Config, params: Params, pixels: Array, dtype, remat: bool) -> Array:
     """Pixels [X, H, W, 3] -> projected features [X, tokens_per_image, D]."""
-    tower = vit.ViT(config.vision, (), dtype, remat)
-    x = tower.apply({"params": params["vision"]}, layers.shard_rows(pixels))
+    x = vit.encode(config.vision, params, pixels, dtype, remat)
     return Projector(config, dtype).apply({"params": params["projector"]}, x)
 
 
 def read_config(hf: Mapping[str, Any]) -> Config:
     """Parses config.json (as on the Hub, or as transformers 5 writes it)."""
-    known = gemma.parse(transformers.Gemma3Config, hf, "gemma3", ("gemma3_text",))
+    known = parsing.parse(
+        transformers.Gemma3Config, hf, "gemma3", decoders=("gemma3_text",), towers=(parsing.SIGLIP,)
+    )
     config = Config(
-        vision=gemma.vision_config(known.vision_config),
+        vision=parsing.siglip(known.vision_config),
         decoder=gemma.text_config(known.text_config, tied=known.tie_word_embeddings),
         image_token=known.image_token_index,
         tokens_per_image=known.mm_tokens_per_image,

@@ -78,7 +78,8 @@ def decoder(c: decoder_lib.Config, there: str, here: str) -> Iterator[Weight]:
             name, path = f"{layer}.self_attn.{ours}_proj", f"{at}/attn/{ours}"
             yield from linear(name, outputs, c.width, path, c.attention_bias, i)
         name = f"{layer}.self_attn.o_proj"
-        yield from linear(name, c.width, queries, f"{at}/attn/o", c.attention_bias, i)
+        bias = c.attention_bias if c.output_bias is None else c.output_bias
+        yield from linear(name, c.width, queries, f"{at}/attn/o", bias, i)
         for ours in ("gate", "up"):
             name = f"{layer}.mlp.{ours}_proj"
             yield from linear(name, c.mlp, c.width, f"{at}/{ours}", c.mlp_bias, i)

@@ -17,7 +17,7 @@ import transformers
 from jax.sharding import PartitionSpec
 
 from rubric_jax import types
-from rubric_jax.models import decoder, gemma, interleaved, layers, maps, vit, weights
+from rubric_jax.models import decoder, gemma, interleaved, layers, maps, parsing, vit, weights
 from rubric_jax.models import vlm as vlm_lib
 
 Array = types.Array
@@ -38,15 +38,14 @@ def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none")
     """The model of a checkpoint's config.json. Raises ValueError on another architecture."""
     config = read_config(hf)
     vision, text = config.vision, config.decoder
+    projector = 2 * vision.patches * vision.width * text.width
     parts = interleaved.Parts(
         decoder=text,
-        vision=vision,
-        features=functools.partial(features, config),
-        image_token=config.image_token,
-        tokens_per_image=vision.patches,
+        features=interleaved.each(functools.partial(features, config)),
+        media=interleaved.entries(config.image_token, vision.image, vision.patches),
         blocks=interleaved.whole_prefix,
         logit_cap=config.logit_cap,
-        projector_flops=2 * vision.patches * vision.width * text.width,
+        picture_flops=lambda cells: vit.flops(vision) + projector,
     )
     start, spec = functools.partial(init, config), weight_map(config)
     return interleaved.build(parts, config, start, RULES, spec, dtype=dtype, remat=remat)
@@ -66,14 +65,19 @@ def init(config: Config, key: jax.Array) -> Params:
 
 def features(config: Config, params: Params, pixels: Array, dtype, remat: bool) -> Array:
     """Pixels [X, H, W, 3] -> projected features [X, patches, D]."""
-    tower = vit.ViT(config.vision, (), dtype, remat)
-    x = tower.apply({"params": params["vision"]}, layers.shard_rows(pixels))
+    x = vit.encode(config.vision, params, pixels, dtype, remat)
     return _projector(config, dtype).apply({"params": params["projector"]}, x)
 
 
 def read_config(hf: Mapping[str, Any]) -> Config:
     """Parses config.json (as on the Hub, or as transformers 5 writes it)."""
-    known = gemma.parse(transformers.PaliGemmaConfig, hf, "paligemma", ("gemma", "gemma2"))
+    known = parsing.parse(
+        transformers.PaliGemmaConfig,
+        hf,
+        "paligemma",
+        decoders=("gemma", "gemma2"),
+        towers=(parsing.SIGLIP,),
+    )
     text = known.text_config
     if known.projection_dim != text.hidden_size:
         raise ValueError(
@@ -81,7 +85,7 @@ def read_config(hf: Mapping[str, Any]) -> Config:
             f"{text.hidden_size}; they must be equal."
         )
     return Config(
-        vision=gemma.vision_config(known.vision_config),
+        vision=parsing.siglip(known.vision_config),
         decoder=gemma.text_config(text, tied=known.tie_word_embeddings),
         image_token=known.image_token_index,
         logit_cap=getattr(text, "final_logit_softcapping", None) or 0.0,

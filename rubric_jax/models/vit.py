@@ -1,8 +1,12 @@
-"""A vision transformer (CLIP's and SigLIP's): images to one vector per patch."""
+"""A vision transformer: images to one vector per patch.
+
+The tower of CLIP, and what SigLIP's and InternVL's change about it, as options.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -13,6 +17,7 @@ from rubric_jax import types
 from rubric_jax.models import layers
 
 Array = types.Array
+Params = types.Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,11 @@ class Config:
     class_token: bool = True  # a learned token in front of the patches
     patch_bias: bool = False
     pre_norm: bool = True  # a norm before the first layer
+    post_norm: bool = True  # a norm behind the last layer
+    rms: bool = False  # norms of the layers without mean and bias
+    attention_bias: bool = True  # of queries, keys and values
+    query_key_eps: float = 0.0  # of norms over the queries and keys of all heads; 0 = none
+    layer_scale: bool = False  # a learned factor behind attention and MLP
 
     @property
     def patches(self) -> int:
@@ -45,11 +55,16 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width, heads = self.config.width, self.config.heads
-        split = (heads, width // heads)
+        c = self.config
+        width, split = c.width, (c.heads, c.width // c.heads)
         q, k, v = (
-            layers.Linear((width,), split, self.dtype, bias=True, name=name)(x) for name in "qkv"
+            layers.Linear((width,), split, self.dtype, c.attention_bias, name=name)(x)
+            for name in "qkv"
         )  # [I, L, H, h]
+        if c.query_key_eps:
+            norm = functools.partial(layers.RMSNorm, c.query_key_eps, self.dtype)
+            q = norm(name="q_norm")(q.reshape(x.shape)).reshape(q.shape)
+            k = norm(name="k_norm")(k.reshape(x.shape)).reshape(k.shape)
         scores = jnp.einsum("iqhd,ikhd->ihqk", q, k, preferred_element_type=jnp.float32)
         probs = jax.nn.softmax(scores * split[1] ** -0.5, axis=-1).astype(self.dtype)
         out = jnp.einsum("ihqk,ikhd->iqhd", probs, v)
@@ -64,12 +79,15 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, _: None) -> tuple[Array, Array | None]:
         c, dtype = self.config, self.dtype
-        h = layers.LayerNorm(c.norm_eps, dtype, name="attn_norm")(x)
-        x = x + Attention(c, dtype, name="attn")(h)
-        h = layers.LayerNorm(c.norm_eps, dtype, name="mlp_norm")(x)
+        norm = functools.partial(layers.RMSNorm if c.rms else layers.LayerNorm, c.norm_eps, dtype)
+        x = layers.shard_rows(x)
+        h = Attention(c, dtype, name="attn")(norm(name="attn_norm")(x))
+        x = x + (layers.Scale(dtype, name="attn_gain")(h) if c.layer_scale else h)
+        h = norm(name="mlp_norm")(x)
         h = layers.Linear((c.width,), (c.mlp,), dtype, bias=True, name="up")(h)
         h = layers.ACTIVATIONS[c.activation](h)
-        x = x + layers.Linear((c.mlp,), (c.width,), dtype, bias=True, name="down")(h)
+        h = layers.Linear((c.mlp,), (c.width,), dtype, bias=True, name="down")(h)
+        x = x + (layers.Scale(dtype, name="mlp_gain")(h) if c.layer_scale else h)
         return x, x if self.collect else None
 
 
@@ -78,8 +96,9 @@ class ViT(nn.Module):
 
     Features are the tokens after each of `depths` layers (0 = the embeddings), side by side; token
     0 is the class token, if there is one. The stack is as deep as its parameters, which the caller
-    may have sliced to max(depths). With () the features are the output of the final norm; else the
-    norm is kept among the parameters, but nothing passes through it, so it gets no gradient.
+    may have sliced to max(depths). With () the features are the output of the final norm, or of the
+    last layer where there is no such norm; else the norm is kept among the parameters, but nothing
+    passes through it, so it gets no gradient.
     """
 
     config: Config
@@ -107,16 +126,43 @@ class ViT(nn.Module):
             block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.depth
         )
         x, outputs = stack(c, self.dtype, collect, name="layers")(x, None)
-        final = layers.LayerNorm(c.norm_eps, self.dtype, name="post_norm")(x)
+        final = layers.LayerNorm(c.norm_eps, self.dtype, name="post_norm")(x) if c.post_norm else x
         if not collect:
             return x if self.depths else final
         return jnp.concatenate([start if k == 0 else outputs[k - 1] for k in self.depths], axis=-1)
 
 
+def encode(
+    config: Config,
+    params: Params,
+    pixels: Array,
+    dtype,
+    remat: bool,
+    depths: tuple[int, ...] = (),
+) -> Array:
+    """The features of pixels [I, H, W, channels] by the parameters `vision`; see ViT."""
+    own = dict(params["vision"])
+    if depths:
+        config = dataclasses.replace(config, depth=max(depths))
+        own["layers"] = jax.tree.map(lambda p: p[: config.depth], own["layers"])
+    tower = ViT(config, depths, dtype, remat)
+    return tower.apply({"params": own}, layers.shard_rows(pixels))
+
+
+def fold(x: Array, side: int) -> Array:
+    """[I, n*n, D] -> [I, (n/side)^2, side^2 * D]: each square of patches becomes one vector."""
+    count, patches, width = x.shape
+    squares = math.isqrt(patches) // side
+    x = x.reshape(count, squares, side, squares, side, width).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(count, squares * squares, side * side * width)
+
+
 def _patches(pixels: Array, size: int) -> Array:
-    """[I, H, W, c] -> [I, (H/size)(W/size), size, size, c], row by row."""
+    """[I, H, W, c] -> [I, (H//size)(W//size), size, size, c], row by row."""
     count, height, width, channels = pixels.shape
-    x = pixels.reshape(count, height // size, size, width // size, size, channels)
+    rows, columns = height // size, width // size
+    x = pixels[:, : rows * size, : columns * size]
+    x = x.reshape(count, rows, size, columns, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, -1, size, size, channels)
 
 

@@ -31,14 +31,15 @@ class VLM(NamedTuple):
     prefill: Callable[[Params, types.Batch, int, int], tuple[Array, Any]]
     # One token more of each continuation: (params, cache, ids [B, N]) -> (states [B, N, D], cache).
     decode: Callable[[Params, Any, Array], tuple[Array, Any]]
-    # On the host: prompts int32 [B, M, P], G tables of images float32 [H, W, 3], slots[b][m] = the
-    # table entries that the placeholders of that prompt read in order, table size -> Batch.media.
+    # On the host: prompts int32 [B, M, P], G tables of types.Picture, slots[b][m] = the pictures of
+    # its table that the placeholders of that prompt read in order, entries per table, and cells per
+    # entry (1 without) -> Batch.media.
     media: Callable[..., Mapping[str, Array]]
     rules: tuple  # (path regex, PartitionSpec over the mesh axes fsdp and tensor)
     weights: weights.Map  # how a checkpoint's tensors become these parameters, and back
     # Required FLOPs of one forward pass of one instance:
-    # (layout, prompt tokens, response tokens, images) -> float.
-    flops: Callable[[types.Layout, int, int, float], float]
+    # (layout, prompt tokens, response tokens, image entries, cells of each) -> float.
+    flops: Callable[..., float]
     depth: int  # decoder layers
     vocab: int
     # Logits are cap * tanh(states @ unembed / cap); 0 = states @ unembed.

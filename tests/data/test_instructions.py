@@ -106,7 +106,7 @@ def test_prompts_alone_are_prepared_and_batched(pool, tmp_path):
     source = loading.open(prepared)
     assert list(prepared.index["id"]) == [row["id"] for row in rows]
     plan = planning.plan(source, batch_size=4, shuffle=False)
-    media = lambda prompts, tables, slots, size: {"count": len(tables[0])}  # noqa: E731
+    media = lambda prompts, tables, slots, size, cells: {"count": len(tables[0])}  # noqa: E731
     (batch, numbers), (_, last) = loading.batches(source, plan, media, stop=2)
     assert batch.prompts.shape[:2] == (4, 1)
     assert batch.responses.shape[:2] == (4, 0)

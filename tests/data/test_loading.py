@@ -58,6 +58,7 @@ def index_of(prompts, responses, images=None):
             "prompt_lengths": np.array(prompts)[:, None],
             "response_lengths": np.array(responses)[:, None],
             "images": np.array(images if images else [1] * len(prompts)),
+            "cells": np.ones(len(prompts), int),
         }
 
     return Lengths
@@ -66,7 +67,7 @@ def index_of(prompts, responses, images=None):
 def test_two_lengths_get_two_tight_shapes():
     lengths = index_of([10, 100, 12, 97], [5, 40, 6, 33], [1, 2, 1, 1])
     plan = loading.plan(lengths, batch_size=2, buckets=3)
-    assert plan.shapes == ((16, 16, 2), (112, 48, 3))
+    assert plan.shapes == ((16, 16, 2, 1), (112, 48, 3, 1))
     assert plan.steps_per_epoch == 2
     assert sorted(sorted(plan(step)[1].tolist()) for step in range(2)) == [[0, 2], [1, 3]]
 
@@ -75,12 +76,12 @@ def test_in_input_order_short_rows_bring_their_images_into_long_batches():
     lengths = index_of([10, 100, 12, 97], [5, 40, 6, 33], [5, 1, 1, 1])
     plan = loading.plan(lengths, batch_size=2, buckets=2, shuffle=False)
     assert [plan(step)[1].tolist() for step in range(2)] == [[0, 1], [2, 3]]
-    assert plan.shapes == ((112, 48, 6),)
+    assert plan.shapes == ((112, 48, 6, 1),)
 
 
 def test_one_bucket_holds_everything():
     plan = loading.plan(index_of([10, 100, 12], [5, 4, 300]), batch_size=2, buckets=1)
-    assert plan.shapes == ((112, 320, 2),)
+    assert plan.shapes == ((112, 320, 2, 1),)
 
 
 def test_the_cuts_are_the_cheapest():
@@ -174,7 +175,7 @@ def test_a_batch_holds_its_rows(source):
             slots = batch.media["index"][b, 0, :length]
             shown = slots[slots >= 0][:: toy.PATCHES] // toy.PATCHES
             for slot, image in zip(shown, example.images[0], strict=True):
-                np.testing.assert_array_equal(table[slot], source.pixels(image))
+                np.testing.assert_array_equal(table[slot], source.picture(image).pixels)
 
 
 def test_a_group_holds_each_image_once(processor, tmp_path):
@@ -185,16 +186,16 @@ def test_a_group_holds_each_image_once(processor, tmp_path):
     assert (batch.media["index"][:, 0].max(axis=1) // toy.PATCHES).tolist() == [0, 0, 0, 1]
     pixels = batch.media["pixels"]
     assert pixels.shape == (2, 2, 28, 28, 3)
-    np.testing.assert_array_equal(pixels[0, 0], made.pixels(0))
+    np.testing.assert_array_equal(pixels[0, 0], made.picture(0).pixels)
     assert not pixels[0, 1].any()
-    np.testing.assert_array_equal(pixels[1], [made.pixels(1), made.pixels(0)])
+    np.testing.assert_array_equal(pixels[1], [made.picture(i).pixels for i in (1, 0)])
 
 
 def test_without_images_there_are_no_slots(processor, tmp_path):
     path = toy.write(tmp_path, [toy.row(images=[], prompt="what ?")])
     made = loading.open(toy.prepare(path, tmp_path / "cache", processor))
     plan = loading.plan(made, batch_size=2)
-    assert plan.shapes == ((16, 16, 0),)
+    assert plan.shapes == ((16, 16, 0, 1),)
     ((batch, members),) = take(1, made, plan, toy.media)
     assert batch.media["pixels"].shape == (1, 0, 28, 28, 3)
     assert sorted(members.tolist()) == [-1, 0]
@@ -300,7 +301,12 @@ def test_lengths_are_rounded_up_to_few_values():
 
 
 def test_the_llava_family_lays_out_the_same_media(source):
-    media = functools.partial(interleaved.media, toy.WORDS.index("<image>"), toy.PATCHES, 28)
+    arrangement = interleaved.Arrangement(
+        toy.WORDS.index("<image>"),
+        functools.partial(interleaved.squares, 28),
+        functools.partial(interleaved.runs, toy.PATCHES),
+    )
+    media = functools.partial(interleaved.media, arrangement)
     plan = loading.plan(source, batch_size=8, groups=2)
     for a, b in zip(take(6, source, plan, media), take(6, source, plan, toy.media), strict=True):
         assert_same(a, b)

@@ -25,7 +25,7 @@ prompt, responses = processor.encode(
     [PIL.Image.new("RGB", (40, 30))],
 )
 print(prompt.tolist(), responses["chosen"].tolist())
-print(processor.pixels(PIL.Image.new("L", (9, 9))).shape)
+print(processor.picture(PIL.Image.new("L", (9, 9))).pixels.shape)
 """
 
 
@@ -148,11 +148,13 @@ def test_both_checkpoint_layouts_give_the_same_ids(processor, tmp_path):
         prompt, responses = old.encode(*row)
         np.testing.assert_array_equal(prompt, expected[0])
         np.testing.assert_array_equal(responses["chosen"], expected[1]["chosen"])
-        np.testing.assert_array_equal(old.pixels(toy.picture(3)), processor.pixels(toy.picture(3)))
+        np.testing.assert_array_equal(
+            old.picture(toy.picture(3)).pixels, processor.picture(toy.picture(3)).pixels
+        )
 
 
 def test_pixels_are_normalised_channels_last(processor):
-    white = processor.pixels(PIL.Image.new("RGB", (28, 28), (255, 255, 255)))
+    white = processor.picture(PIL.Image.new("RGB", (28, 28), (255, 255, 255))).pixels
     assert white.shape == (28, 28, 3)
     assert white.dtype == np.float32
     # (1 - mean) / std of CLIP's three channels
@@ -177,7 +179,9 @@ def test_fingerprint_changes_with_the_files_that_matter(processor, tmp_path):
 
 def test_a_processor_can_be_pickled(processor):
     copy = pickle.loads(pickle.dumps(processor))
-    np.testing.assert_array_equal(copy.pixels(toy.picture(1)), processor.pixels(toy.picture(1)))
+    np.testing.assert_array_equal(
+        copy.picture(toy.picture(1)).pixels, processor.picture(toy.picture(1)).pixels
+    )
 
 
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path):

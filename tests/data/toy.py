@@ -101,12 +101,12 @@ def prepare(path, cache, processor, *, branches=("chosen", "rejected"), **settin
     )
 
 
-def media(prompts, tables, slots, size):
+def media(prompts, tables, slots, size, cells):
     """A family's media in small: every group's images padded, and where each placeholder reads."""
     pixels = np.zeros((len(tables), size, 28, 28, 3), np.float32)
     for g, table in enumerate(tables):
         for i, image in enumerate(table):
-            pixels[g, i] = image
+            pixels[g, i] = image.pixels
     index = np.full(prompts.shape, -1, np.int32)
     for b, contexts in enumerate(slots):
         for m, images in enumerate(contexts):

@@ -80,8 +80,8 @@ def separately(checkpoint, requests):
         )
         prompt = np.zeros((1, 1, 192), np.int32)  # padded, so that few shapes compile
         prompt[0, 0, : len(ids)] = ids
-        pixels = [processor.pixels(picture) for picture in pictures]
-        media = model.media(prompt, [pixels], [[list(range(len(pixels)))]], len(pixels))
+        shown = [processor.picture(picture) for picture in pictures]
+        media = model.media(prompt, [shown], [[list(range(len(shown)))]], len(shown))
         responses = np.stack([answers[word][:1] for word in layout.branches])[None]
         mask = np.ones(responses.shape, np.float32)
         batch = types.Batch(prompt, np.array([[len(ids)]]), media, responses, mask, None)
@@ -226,9 +226,9 @@ def test_each_image_of_a_batch_is_there_once():
 
     def picture(data):
         read.append(data)
-        return questions.Picture((1, 1), np.full((1, 1, 3), data[0], np.float32))
+        return types.Picture(np.full((1, 1, 3), data[0], np.float32), (1, 1))
 
-    def media(tokens, tables, slots, size):
+    def media(tokens, tables, slots, size, cells):
         laid.update(tables=tables, slots=slots, size=size)
         return {}
 
@@ -239,7 +239,7 @@ def test_each_image_of_a_batch_is_there_once():
     ]
     questions.collate(rows, picture, media, size=4)
     assert read == [b"a", b"b"]
-    assert [table[0, 0, 0] for table in laid["tables"][0]] == [97, 98]
+    assert [table.pixels[0, 0, 0] for table in laid["tables"][0]] == [97, 98]
     assert laid["slots"] == [[[0]], [[1, 0]], [[0]], [[]]]
     questions.collate(rows, picture, media, size=4, groups=2)  # a table for each half
     assert laid["slots"] == [[[0]], [[1, 0]], [[0]], [[]]]
@@ -364,6 +364,8 @@ def test_scores_that_are_no_numbers_are_no_scores():
         ({"batch_size": "8"}, "judge 'vlm': batch_size is '8'"),
         ({"no": " "}, "cannot be told apart"),
         ({"checkpoint": ""}, "checkpoint is empty"),
+        ({"pixels": (64, 16)}, r"\(least, most\), ascending"),
+        ({"pixels": (16, 64)}, "leave it empty"),
         ({"checkpoint": "./nowhere"}, "no such directory"),
     ],
 )

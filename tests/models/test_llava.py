@@ -120,9 +120,12 @@ def test_feature_layers_count_from_either_end(layer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llava_next"}, "describes 'llava_next' .*reads 'llava' with a 'llama'"),
-        ({"text_config": {"model_type": "mistral"}}, "text 'mistral'"),
-        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision 'siglip_vision_model'"),
+        ({"model_type": "llava_next"}, "describes 'llava_next'; the family 'llava' reads"),
+        ({"text_config": {"model_type": "mistral"}}, "decoder 'mistral'"),
+        (
+            {"vision_config": {"model_type": "siglip_vision_model"}},
+            "vision tower 'siglip_vision_model'",
+        ),
         ({"vision_feature_layer": -4}, r"vision_feature_layer .*-4.* outside the 2 layers"),
         ({"vision_feature_layer": 3}, r"vision_feature_layer .*3.* outside the 2 layers"),
         ({"vision_feature_layer": [-2, 9]}, r"vision_feature_layer .*9.* outside the 2 layers"),

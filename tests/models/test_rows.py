@@ -102,7 +102,11 @@ RULES = {
         *((2, r) for r in RULES if r != "causal"),
     ],
 )
-def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(branches, rule):
+@pytest.mark.parametrize("strip", [2, 128])
+def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(
+    branches, rule, strip, monkeypatch
+):
+    monkeypatch.setattr(attention, "_STRIP", strip)
     window, blocks = RULES[rule].get("window"), RULES[rule].get("blocks")
     kind = attention.Kind(
         0.3, 5.0 if rule == "both" else 0.0, None if window is None else jnp.int32(window)
@@ -198,7 +202,7 @@ def test_an_image_that_two_contexts_share_is_encoded_once(toy):
     vlm, _ = toy
     image = np.ones((16, 16, 3), np.float32)
     prompts = np.full((1, 2, 4), toys.IMAGE_TOKEN, np.int32)
-    media = vlm.media(prompts, [[image]], [[[0], [0]]], 1)
+    media = vlm.media(prompts, [toys.pictures([image])], [[[0], [0]]], 1)
     assert media["pixels"].shape[:2] == (1, 1)
     np.testing.assert_array_equal(media["index"][0, 0], media["index"][0, 1])
 
@@ -207,7 +211,7 @@ def test_placeholders_that_do_not_match_the_images_are_an_error(toy):
     vlm, _ = toy
     prompts = np.full((1, 1, 3), toys.IMAGE_TOKEN, np.int32)
     with pytest.raises(ValueError, match="3 image tokens, but 1 images need 4"):
-        vlm.media(prompts, [[np.zeros((16, 16, 3), np.float32)]], [[[0]]], 1)
+        vlm.media(prompts, [toys.pictures(np.zeros((1, 16, 16, 3)))], [[[0]]], 1)
 
 
 def test_padding_does_not_change_logps(toy):

@@ -71,6 +71,7 @@ def test_every_member_has_a_weight(count):
         soup.soup([tree(PLAIN)] * count, [0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_heads_are_averaged_where_all_members_have_them(tmp_path):
     spec = heads.complete({"reward": {"head": "last"}})
     for name in ("0", "1", "2"):

@@ -4,6 +4,7 @@ import torch
 import transformers
 
 IMAGE_TOKEN = 95
+VIDEO_TOKEN = 96
 
 
 def llava(
@@ -21,7 +22,6 @@ def llava(
     rope=None,
 ):
     """A random checkpoint with no zero or one in its biases and norms; returns the torch model."""
-    torch.manual_seed(seed)
     text = transformers.LlamaConfig(
         vocab_size=97,
         hidden_size=32,
@@ -53,13 +53,7 @@ def llava(
         attn_implementation="eager",
     )
     model = transformers.LlavaForConditionalGeneration(config)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            noise = torch.randn_like(tensor)
-            around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            tensor.copy_(around + 0.2 * noise)
-    model.save_pretrained(directory)
-    return model.eval()
+    return save_random(model, directory, seed, norms=1.0)
 
 
 def siglip(**changes):
@@ -100,7 +94,7 @@ def paligemma(directory, *, seed=0, generation=1, vision=None, **text):
         tie_word_embeddings=values.get("tie_word_embeddings", True),
         attn_implementation="eager",
     )
-    return _random(transformers.PaliGemmaForConditionalGeneration(config), directory, seed)
+    return save_random(transformers.PaliGemmaForConditionalGeneration(config), directory, seed)
 
 
 def gemma3(directory, *, seed=0, vision=None, tokens=4, **text):
@@ -126,14 +120,76 @@ def gemma3(directory, *, seed=0, vision=None, tokens=4, **text):
         tie_word_embeddings=text.get("tie_word_embeddings", True),
         attn_implementation="eager",
     )
-    return _random(transformers.Gemma3ForConditionalGeneration(config), directory, seed)
+    return save_random(transformers.Gemma3ForConditionalGeneration(config), directory, seed)
 
 
-def _random(model, directory, seed):
-    """Parameters without a zero or one in biases and norms, saved."""
+def save_random(model, directory, seed, *, norms=0.0):
+    """Parameters without a zero or one in biases and norms (which are about `norms`), saved."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.copy_(0.2 * torch.randn_like(tensor))
+        for name, tensor in model.named_parameters():
+            around = norms if "norm" in name and name.endswith("weight") else 0.0
+            tensor.copy_(around + 0.2 * torch.randn_like(tensor))
     model.save_pretrained(directory)
     return model.eval()
+
+
+def qwen2_5_vl(directory, *, seed=0, vision=None, tied=False, sections=(1, 2, 1), **text):
+    """A random Qwen2.5-VL checkpoint, windows of 2 x 2 cells; returns the torch model."""
+    text = _qwen_text(sections, text)
+    vision = _qwen_vision(text, {"window_size": 8, "fullatt_block_indexes": [1], **(vision or {})})
+    config = transformers.Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=VIDEO_TOKEN,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+    )
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return save_random(model, directory, seed, norms=1.0)
+
+
+def qwen3_vl(directory, *, seed=0, vision=None, tied=False, sections=(1, 1, 1), **text):
+    """A random Qwen3-VL checkpoint with a 3 x 3 table of positions; returns the torch model."""
+    text = _qwen_text(sections, {"head_dim": 6, **text})
+    own = {"num_position_embeddings": 9, "deepstack_visual_indexes": [0, 1]}
+    config = transformers.Qwen3VLConfig(
+        vision_config=_qwen_vision(text, {**own, **(vision or {})}),
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=VIDEO_TOKEN,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+    )
+    model = transformers.Qwen3VLForConditionalGeneration(config)
+    return save_random(model, directory, seed, norms=1.0)
+
+
+def _qwen_text(sections, changes):
+    return {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": list(sections),
+        },
+        **changes,
+    }
+
+
+def _qwen_vision(text, changes):
+    return {
+        "depth": 3,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_heads": 2,
+        "patch_size": 2,
+        "out_hidden_size": text["hidden_size"],
+        **changes,
+    }

@@ -99,7 +99,7 @@ def test_ids_and_masks_equal_trl(processors, name):
         mask = np.concatenate([np.zeros(len(ids), int), np.ones(len(response), int)])
         np.testing.assert_array_equal(mask, expected_mask)
     if count:
-        mine = np.stack([np.moveaxis(ours.pixels(picture), -1, 0) for picture in pictures])
+        mine = np.stack([np.moveaxis(ours.picture(picture).pixels, -1, 0) for picture in pictures])
         # TRL hands over the pictures twice, for chosen and for rejected.
         np.testing.assert_array_equal(mine, pixels.numpy()[:count])
 

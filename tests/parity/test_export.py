@@ -35,7 +35,7 @@ def torch_logps(model, source, row, branch):
     example = source[row]
     prompt, response = example.prompts[0], example.responses[branch]
     ids = torch.tensor(np.concatenate([prompt, response])[None]).long()
-    pixels = np.stack([source.pixels(number) for number in example.images[0]])
+    pixels = np.stack([source.picture(number).pixels for number in example.images[0]])
     with torch.no_grad():
         logits = model(input_ids=ids, pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2)).logits[
             0, len(prompt) - 1 : -1

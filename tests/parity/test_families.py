@@ -12,7 +12,8 @@ from rubric_jax import config as config_lib
 from rubric_jax import models, sampling, sharding, types
 from rubric_jax.likelihoods import autoregressive
 from rubric_jax.models import weights
-from tests.parity import checkpoints
+from tests import toys
+from tests.parity import checkpoints, tiled
 from tests.parity.test_llava import batch_of, rows, torch_grads
 
 LAYOUT = types.Layout.of(("chosen", "rejected"))
@@ -54,6 +55,7 @@ VARIANTS = {
             },
         },
     ),
+    **tiled.VARIANTS,
 }
 
 
@@ -64,43 +66,51 @@ def pair(request, tmp_path_factory):
 
 
 def both(variant, directory, **more):
-    family, changes = VARIANTS[variant]
-    model = getattr(checkpoints, family)(directory, seed=len(variant), **changes, **more)
+    kind, changes = VARIANTS[variant]
+    made = getattr(tiled if kind in tiled.TILES else checkpoints, kind)
+    model = made(directory, seed=len(variant), **changes | more)
+    family = tiled.FAMILIES.get(kind, kind)
     vlm = models.build(family, directory)
     shapes = jax.eval_shape(vlm.init, jax.random.key(0))
     params = weights.load(directory, vlm.weights, shapes, dtype=jnp.float32)
     return family, model, directory, vlm, params
 
 
-def example(model):
-    """(prompts, responses, images per prompt, pixels) with one, two and no images."""
+def example(family, model):
+    """(prompts, responses, images per prompt, pictures) with one, two and no images."""
+    if family in tiled.TILES:
+        return tiled.example(family, model)
     vision = model.config.vision_config
     side = vision.image_size
     tokens = getattr(model.config, "mm_tokens_per_image", (side // vision.patch_size) ** 2)
     prompts, responses, counts = rows(tokens)
     pixels = np.random.default_rng(1).normal(size=(3, side, side, 3)).astype(np.float32)
-    return prompts, responses, counts, pixels
+    return prompts, responses, counts, toys.pictures(pixels)
 
 
 def inputs(family, prompt, response, images):
     """What the family's processor would hand to the torch model."""
     ids = torch.tensor([prompt + response])
+    if family in tiled.TILES:
+        return {"input_ids": ids, **(tiled.inputs(family, images) if images else {})}
     suffix = torch.arange(ids.shape[1])[None] >= len(prompt)
     kinds = suffix if family == "paligemma" else ids == checkpoints.IMAGE_TOKEN
     found = {"input_ids": ids, "token_type_ids": kinds.long()}
-    if len(images):
-        found["pixel_values"] = torch.tensor(images).permute(0, 3, 1, 2)
+    if images:
+        pixels = np.stack([picture.pixels for picture in images])
+        found["pixel_values"] = torch.tensor(pixels).permute(0, 3, 1, 2)
     return found
 
 
-def by_prompt(pixels, counts):
-    return np.split(pixels, np.cumsum(counts)[:-1])
+def by_prompt(pictures, counts):
+    ends = np.cumsum(counts)
+    return [pictures[end - count : end] for end, count in zip(ends, counts)]
 
 
-def torch_logps(family, model, prompts, responses, counts, pixels, branch):
+def torch_logps(family, model, prompts, responses, counts, pictures, branch):
     """Sequence by sequence, unpadded: the plainest route. A list of [T_b]."""
     out = []
-    for prompt, two, images in zip(prompts, responses, by_prompt(pixels, counts)):
+    for prompt, two, images in zip(prompts, responses, by_prompt(pictures, counts)):
         given = inputs(family, prompt, two[branch], images)
         logits = model(**given).logits[0, :-1].log_softmax(-1)
         logps = logits.gather(-1, given["input_ids"][0, 1:, None])[:, 0]
@@ -110,8 +120,8 @@ def torch_logps(family, model, prompts, responses, counts, pixels, branch):
 
 def test_logps_and_gradients_equal_transformers(pair):
     family, model, _, vlm, params = pair
-    prompts, responses, counts, pixels = example(model)
-    batch = batch_of(vlm, prompts, responses, counts, pixels)
+    prompts, responses, counts, pictures = example(family, model)
+    batch = batch_of(vlm, prompts, responses, counts, pictures)
     signs = np.where(np.arange(2) == 0, 1.0, -0.5)  # another factor per branch, so both matter
 
     def pulled(params):
@@ -127,7 +137,7 @@ def test_logps_and_gradients_equal_transformers(pair):
     model.zero_grad()
     total = 0.0
     for n in range(2):
-        theirs = torch_logps(family, model, prompts, responses, counts, pixels, n)
+        theirs = torch_logps(family, model, prompts, responses, counts, pictures, n)
         for b, row in enumerate(theirs):
             np.testing.assert_allclose(ours[b, n, : len(row)], row.detach(), atol=1e-4)
             total = total + signs[n] * row.sum()
@@ -143,9 +153,9 @@ def test_logps_and_gradients_equal_transformers(pair):
 
 
 def test_branches_equal_separate_rows(pair):
-    _, model, _, vlm, params = pair
-    prompts, responses, counts, pixels = example(model)
-    batch = batch_of(vlm, prompts, responses, counts, pixels)
+    family, model, _, vlm, params = pair
+    prompts, responses, counts, pictures = example(family, model)
+    batch = batch_of(vlm, prompts, responses, counts, pictures)
 
     def logps(batch, layout):
         h = vlm.hidden(params, batch, layout)
@@ -163,11 +173,11 @@ def test_branches_equal_separate_rows(pair):
 def test_greedy_sampling_equals_generate(variant, tmp_path):
     # A random model whose unembedding is its scaled embedding says its last token over and over.
     family, model, _, vlm, params = both(variant, tmp_path, tie_word_embeddings=False)
-    prompts, responses, counts, pixels = example(model)
-    batch = batch_of(vlm, prompts, responses, counts, pixels)
+    prompts, responses, counts, pictures = example(family, model)
+    batch = batch_of(vlm, prompts, responses, counts, pictures)
     length = 32
     wanted = []
-    for prompt, images in zip(prompts, by_prompt(pixels, counts)):
+    for prompt, images in zip(prompts, by_prompt(pictures, counts)):
         given = inputs(family, prompt, [], images)
         out = model.generate(
             **given,
@@ -253,18 +263,15 @@ PUBLISHED = {  # the shapes of the largest published checkpoints
             "vocab_size": 262208,
         },
     ),
+    **tiled.PUBLISHED,
 }
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_the_largest_published_size_resolves_with_a_rule_for_every_parameter(family):
     config = PUBLISHED[family]
-    kinds = {
-        "paligemma": transformers.PaliGemmaForConditionalGeneration,
-        "gemma3": transformers.Gemma3ForConditionalGeneration,
-    }
     with torch.device("meta"):
-        model = kinds[family](config)
+        model = transformers.AutoModelForImageTextToText.from_config(config)
     vlm = models.MODELS[family](config.to_dict())
     theirs = {vlm.weights.canonical(n): tuple(p.shape) for n, p in model.named_parameters()}
     assert theirs == {weight.name: weight.shape for weight in vlm.weights.weights}

@@ -14,7 +14,8 @@ from rubric_jax import config as config_lib
 from rubric_jax import stages
 from rubric_jax.data import loading, processing
 from rubric_jax.train import setup as setup_lib
-from tests.parity import checkpoints
+from tests.parity import checkpoints, tiled, tiled_processors
+from tests.parity import test_families as families
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "what", "is", "this", "?", "a", "red", "blue",
          "circle", "square", "user", "model"]  # fmt: skip
@@ -25,23 +26,25 @@ SPECIAL = {
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
     },
+    **tiled_processors.SPECIAL,
 }
+MARKS = {"paligemma": "<image>", "gemma3": "<start_of_image>", **tiled_processors.MARKS}
 TEMPLATE = (
     "<bos>{% for m in messages %}<turn> {{ 'model' if m['role'] == 'assistant' else m['role'] }} "
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<start_of_image>{% else %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}MARK {% else %}"
     "{{ c['text'] }}{% endif %}{% endfor %}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<turn> model {% endif %}"
 )
 
 
-def tokenizer(family):
-    special = SPECIAL[family]
-    # The image token gets the id that the checkpoint's config names.
-    words = [*WORDS, *(f"w{i}" for i in range(checkpoints.IMAGE_TOKEN - len(WORDS)))]
-    words += list(special.values()) if family == "paligemma" else ["<image_soft_token>"]
-    ids = {word: i for i, word in enumerate(words)}
-    if family == "gemma3":
-        ids |= {special["boi_token"]: ids.pop("w0"), special["eoi_token"]: ids.pop("w1")}
+def tokenizer(kind):
+    special = SPECIAL[kind]
+    # The image token gets the id that the checkpoint's config names; the others get early ones.
+    image = next(iter(special.values()))
+    others = [token for token in special.values() if token != image]
+    words = [*WORDS, *others, *tiled_processors.MARKERS]
+    words += [f"w{i}" for i in range(checkpoints.IMAGE_TOKEN - len(words))]
+    ids = {word: i for i, word in enumerate([*words, image])}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
@@ -51,65 +54,81 @@ def tokenizer(family):
         bos_token="<bos>",
         unk_token="<unk>",
         extra_special_tokens=special,
+        additional_special_tokens=tiled_processors.MARKERS,
     )
 
 
-def processor(family):
-    size = {"height": 16, "width": 16}
-    if family == "paligemma":
+def processor(kind):
+    size, template = {"height": 16, "width": 16}, TEMPLATE.replace("MARK", MARKS[kind])
+    if kind in tiled_processors.MARKS:
+        return getattr(tiled_processors, kind)(tokenizer(kind), template)
+    if kind == "paligemma":
         images = transformers.SiglipImageProcessorPil(size=size)
         images.image_seq_length = 4
-        return transformers.PaliGemmaProcessor(images, tokenizer(family))
+        return transformers.PaliGemmaProcessor(images, tokenizer(kind))
     images = transformers.Gemma3ImageProcessorPil(size=size, do_pan_and_scan=True)
     return transformers.Gemma3Processor(
-        images, tokenizer(family), chat_template=TEMPLATE, image_seq_length=4
+        images, tokenizer(kind), chat_template=template, image_seq_length=4
     )
 
 
 @pytest.fixture(params=SPECIAL, scope="module")
 def saved(request, tmp_path_factory):
-    """(family, directory with model and processor, a transformers processor)."""
-    family = request.param
-    directory = tmp_path_factory.mktemp(family)
+    """(kind of processor, directory with model and processor, a transformers processor)."""
+    kind = request.param
+    directory = tmp_path_factory.mktemp(kind)
     # PaliGemma's processor adds 1152 words for places and segments.
-    getattr(checkpoints, family)(directory, vocab_size=1280)
-    made = processor(family)
+    made = getattr(tiled if kind in tiled_processors.MARKS else checkpoints, kind)
+    made(directory, vocab_size=1280)
+    made = processor(kind)
     made.save_pretrained(directory)
-    return family, directory, made
+    tiled_processors.rename(directory)
+    return kind, directory, made
 
 
-def picture(seed, size=(20, 12)):
+SIZES = ((20, 12), (30, 44))  # width and height of pictures
+
+
+def picture(seed, size):
     values = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
     return PIL.Image.fromarray(values)
 
 
 def test_ids_and_pixels_are_those_of_the_processor(saved):
-    family, directory, made = saved
-    mark = "<start_of_image>" if family == "gemma3" else "<image>"
+    kind, directory, made = saved
     ours = processing.load(str(directory))
     assert ours.image_token == checkpoints.IMAGE_TOKEN
-    if family == "gemma3":
+    if kind == "gemma3":
         made.image_processor.do_pan_and_scan = False
     for count in (1, 2):
-        pictures = [picture(i) for i in range(count)]
-        text = f"{mark} " * count + "what is this ?"
+        pictures = [picture(i, SIZES[i]) for i in range(count)]
+        text = f"{MARKS[kind]} " * count + "what is this ?"
         theirs = made(images=[pictures], text=[text], add_special_tokens=False)
         prompt, responses = ours.encode(text, {"chosen": "a red circle"}, pictures)
         np.testing.assert_array_equal(prompt, theirs["input_ids"][0])
-        assert (prompt == checkpoints.IMAGE_TOKEN).sum() == 4 * count
         assert ours.decode(responses["chosen"]) == "a red circle"
-        for image, pixels in zip(pictures, np.asarray(theirs["pixel_values"])):
-            np.testing.assert_array_equal(ours.pixels(image), np.moveaxis(pixels, 0, -1))
+        found = [ours.picture(image) for image in pictures]
+        entries = [ours.extent(image.size)[0] for image in pictures]
+        assert entries == [shown.entries for shown in found]
+        pixels = np.concatenate([shown.pixels.reshape(-1, 16, 16, 3) for shown in found])
+        assert len(pixels) == sum(entries)
+        tiles = kind in tiled_processors.MARKS
+        tokens = tiled_processors.tokens(kind, pictures) if tiles else 4 * count
+        assert (prompt == checkpoints.IMAGE_TOKEN).sum() == tokens
+        wanted = np.concatenate([np.asarray(part) for part in theirs["pixel_values"]])
+        wanted = wanted.reshape(-1, 3, 16, 16)
+        wanted = wanted[np.any(wanted, axis=(1, 2, 3))]  # without tiles that fill up a batch
+        np.testing.assert_array_equal(pixels, np.moveaxis(wanted, 1, -1))
 
 
-def write_data(folder, family, rows=8):
+def write_data(folder, kind, rows=8):
     folder.mkdir()
     lines = []
     for i in range(rows):
-        picture(i).save(folder / f"{i}.png")
+        picture(i, SIZES[i % 2]).save(folder / f"{i}.png")
         answers = ("a red circle", "a blue square")
         row = {"images": [f"{i}.png"], "chosen": answers[i % 2], "rejected": answers[1 - i % 2]}
-        if family == "paligemma":
+        if kind == "paligemma":
             row["prompt"] = "<image> what is this ?"
         else:
             content = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
@@ -121,12 +140,15 @@ def write_data(folder, family, rows=8):
     return folder / "prefs.jsonl"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [k for k in SPECIAL if k not in tiled.FAMILIES], indirect=True)
 def test_dpo_trains_by_the_familys_config_and_transformers_reads_the_result(saved, tmp_path):
-    family, directory, _ = saved
+    kind, directory, _ = saved
+    family = tiled.FAMILIES.get(kind, kind)
     values = importlib.import_module(f"configs.{family}").get_config()
     with values.unlocked():
         values.model.checkpoint = str(directory)
-        values.data.path = str(write_data(tmp_path / "data", family))
+        values.data.path = str(write_data(tmp_path / "data", kind))
         values.train.update({"steps": 6, "batch_size": 4, "tensorboard": False, "log_every": 1})
         values.mesh.data, values.mesh.fsdp, values.mesh.tensor = 2, 2, 2
         values.optimizer.learning_rate = 3e-3
@@ -151,16 +173,10 @@ def test_dpo_trains_by_the_familys_config_and_transformers_reads_the_result(save
     for row, branch in ((0, 0), (3, 1)):
         example = source[row]
         prompt, response = example.prompts[0], example.responses[branch]
-        ids = torch.tensor(np.concatenate([prompt, response])[None]).long()
-        suffix = torch.arange(ids.shape[1])[None] >= len(prompt)
-        kinds = suffix if family == "paligemma" else ids == checkpoints.IMAGE_TOKEN
-        pixels = np.stack([source.pixels(number) for number in example.images[0]])
+        shown = [source.picture(number) for number in example.images[0]]
+        given = families.inputs(family, prompt.tolist(), response.tolist(), shown)
         with torch.no_grad():
-            logits = model(
-                input_ids=ids,
-                token_type_ids=kinds.long(),
-                pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2),
-            ).logits[0, len(prompt) - 1 : -1]
+            logits = model(**given).logits[0, len(prompt) - 1 : -1]
         wanted = torch.log_softmax(logits, -1)[range(len(response)), response].numpy()
         got = arrays["logps"][row, branch, : len(wanted)]
         np.testing.assert_allclose(got, wanted, atol=1e-4)

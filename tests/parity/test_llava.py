@@ -12,6 +12,7 @@ import torch
 from rubric_jax import models, types
 from rubric_jax.likelihoods import autoregressive
 from rubric_jax.models import weights
+from tests import toys
 from tests.parity import checkpoints
 
 VARIANTS = {
@@ -49,6 +50,8 @@ def rows(tokens_per_image: int):
 
 
 def batch_of(vlm, prompts, responses, counts, pixels):
+    """Of pixels [n, H, W, 3], or of a list of pictures."""
+    pictures = toys.pictures(pixels) if isinstance(pixels, np.ndarray) else pixels
     size = max(map(len, prompts)) + 3  # padding beyond the longest
     ids = np.zeros((len(prompts), 1, size), np.int32)
     length = max(len(r) for pair in responses for r in pair)
@@ -61,7 +64,7 @@ def batch_of(vlm, prompts, responses, counts, pixels):
             mask[b, n, : len(response)] = 1
     ends = np.cumsum(counts)
     slots = [[list(range(end - count, end))] for end, count in zip(ends, counts)]
-    media = vlm.media(ids, [list(pixels)], slots, len(pixels))
+    media = vlm.media(ids, [pictures], slots, sum(picture.entries for picture in pictures))
     lengths = np.array([[len(p)] for p in prompts], np.int32)
     labels = types.Labels(*(np.zeros(()) for _ in range(4)))
     return types.Batch(ids, lengths, media, answers, mask, labels)

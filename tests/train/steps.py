@@ -45,8 +45,8 @@ class Processor:
 
     hf = types_lib.SimpleNamespace(tokenizer=Tokenizer())
 
-    def pixels(self, image):
-        return np.asarray(image, np.float32) / 255 * 4 - 2
+    def picture(self, image):
+        return types.Picture(np.asarray(image, np.float32) / 255 * 4 - 2, image.size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
