@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,41 +18,67 @@ from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
 
 
+class Estimate(NamedTuple):
+    """Bytes on the device that has most."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    reference: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
 def lines(setup: setup_lib.Setup, plan: loading.Plan) -> list[str]:
     """Parameters, state and an estimate of the step's memory per device, as lines for the audit."""
-    config = setup.config
-    trainable = optimizer.trainable(config.optimizer, setup.shapes)
+    trainable = optimizer.trainable(setup.config.optimizer, setup.shapes)
     kept = paths.split(setup.shapes, trainable)[0]
-    tx, _ = optimizer.build(config.optimizer, setup.shapes, 1)
-    moments = jax.eval_shape(tx.init, kept)
-    state = {"params": setup.shapes, "moments": moments}
-    places, _ = sharding.place(setup.mesh, setup.vlm.rules, state)
-    params, held = (_per_device(state[k], places[k]) for k in ("params", "moments"))
-    grads = _per_device(kept, paths.split(places["params"], trainable)[0])
-    reference = 0
-    if config.train.reference == "step":
-        held_apart = setup_lib.reference_setup(setup)
-        shapes = held_apart.shapes
-        if setup_lib.is_own_reference(setup):  # the base serves both
-            shapes = adapters.extract(shapes)
-        reference = _per_device(shapes, setup_lib.reference_placement(setup))
-    worst = _activations(setup, plan, plan.shapes[-1])  # the largest
-    total = params + held + grads + reference + worst
+    found = estimate(setup, plan)
+    parts = " + ".join(f"{name} {_size(size)}" for name, size in found._asdict().items())
     mesh = " x ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     return [
         f"parameters: {weights.count(setup.shapes):,}, of which {weights.count(kept):,} train",
-        f"memory per device (estimate, mesh {mesh}): {_size(total)} = parameters {_size(params)} "
-        f"+ optimizer {_size(held)} + gradients {_size(grads)} + reference {_size(reference)} "
-        f"+ activations {_size(worst)}",
+        f"memory per device (estimate, mesh {mesh}): {_size(found.total)} = {parts}",
         *(f"not cut as the rules ask: {message}" for message in setup.placement[1]),
     ]
+
+
+def estimate(setup: setup_lib.Setup, plan: loading.Plan) -> Estimate:
+    """What a step will need, at the shape of the plan that needs most."""
+    config = setup.config
+    trainable = optimizer.trainable(config.optimizer, setup.shapes)
+    kept = paths.split(setup.shapes, trainable)[0]
+    tx, _ = optimizer.build(config.optimizer, kept, 1)
+    state = {"params": setup.shapes, "moments": jax.eval_shape(tx.init, kept)}
+    places, _ = sharding.place(setup.mesh, setup.vlm.rules, state)
+    reference = 0
+    if config.train.reference == "step":
+        shapes = setup_lib.reference_setup(setup).shapes
+        held = setup_lib.reference_placement(setup)
+        if setup_lib.is_own_reference(setup):  # the base serves both
+            shapes = adapters.extract(shapes)
+        if setup.adapter and config.train.refresh:
+            shapes, held = adapters.extract(setup.shapes), adapters.extract(setup.placement[0])
+        reference = _per_device(shapes, held)
+    return Estimate(
+        parameters=_per_device(state["params"], places["params"]),
+        optimizer=_per_device(state["moments"], places["moments"]),
+        gradients=_per_device(kept, paths.split(places["params"], trainable)[0]),
+        reference=reference,
+        # The longest rows need not have the most pictures, nor the largest.
+        activations=max(_activations(setup, plan, shape) for shape in plan.shapes),
+    )
 
 
 def _activations(setup: setup_lib.Setup, plan: loading.Plan, shape: loading.Shape) -> int:
     """Bytes of a microbatch on one device, at the height of the backward pass.
 
     What the forward pass keeps for it, a layer that is computed again with everything that it
-    keeps, and a chunk's logits with their gradient. Tensor parallelism is not counted.
+    keeps, and a chunk's logits with their gradient. Along the mesh axis `tensor` only the logits
+    count as cut: an upper bound, for heads and hidden units are cut there, and states are not.
     """
     model = setup.config.model
     rows = math.ceil(plan.batch_size / plan.groups)
@@ -60,7 +87,7 @@ def _activations(setup: setup_lib.Setup, plan: loading.Plan, shape: loading.Shap
     if model.remat != "none":
         whole = models.build(model.family, setup.directory, dtype=model.dtype, remat="none")
         layer = _residuals(setup, whole, batch) / setup.vlm.depth
-    logits = 2 * 4 * rows * model.logps_chunk * setup.vlm.vocab
+    logits = 2 * 4 * rows * model.logps_chunk * setup.vlm.vocab / setup.mesh.shape["tensor"]
     inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
     return int(_residuals(setup, setup.vlm, batch) + layer + logits + inputs)
 
@@ -93,7 +120,7 @@ def _batch(setup: setup_lib.Setup, rows: int, shape: loading.Shape) -> types.Bat
     return types.Batch(
         prompts=prompts,
         prompt_lengths=np.zeros((rows, m), np.int32),
-        media=setup.vlm.media(prompts, [[]], [[[]] * m] * rows, shape.images),
+        media=setup.vlm.media(prompts, [[]], [[[]] * m] * rows, shape.images, shape.cells),
         responses=mask.astype(np.int32),
         mask=mask,
         labels=types.Labels(rewards, zeros, zeros, zeros.astype(np.int32)),

@@ -104,7 +104,7 @@ def abstract_batch(setup, plan):
     def array(*shape, dtype=np.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    side = setup.vlm.media.args[2]
+    side = setup.vlm.media.args[0].arrange.args[0]
     return types.Batch(
         prompts=array(rows, m, shape.prompt, dtype=np.int32),
         prompt_lengths=array(rows, m, dtype=np.int32),
