@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test sweep lint bench bench-gpu
 
 # The stamp makes setup a no-op until a requirements file changes.
 $(VENV)/run.stamp: requirements.txt
@@ -22,8 +22,18 @@ quickstart: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not sweep'
+
+sweep: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m sweep
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python experiments/benchmarks/run.py
+
+# Prepared, not measured yet: needs a GPU, and torch with CUDA for the other side.
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python experiments/benchmarks/run.py --gpu

@@ -98,7 +98,7 @@ def belongs_to_another(folder):
 
 
 MISTAKES = {
-    "no command": ([], r"Give one command of audit, train, score, export"),
+    "no command": ([], r"Give one command of audit, train, score, export, combine"),
     "unknown command": (["trian"], r"error: Unknown command 'trian'; .* Did you mean 'train'\?"),
     "no config": (["train", "--workdir=W"], r"error: This command needs --config=FILE"),
     "no such config": (

@@ -194,6 +194,7 @@ def test_a_pickled_store_reads_the_same_file(tmp_path):
     assert pickle.loads(pickle.dumps(store(tmp_path))).get("k") == verdict()
 
 
+@pytest.mark.slow
 def test_several_processes_write_one_store(tmp_path):
     context = multiprocessing.get_context("spawn")
     children = [context.Process(target=_fill, args=(tmp_path, n)) for n in range(4)]
@@ -213,6 +214,7 @@ def _fill(folder, n):
         store(folder).put(str(i), IDENTITY, verdict(score=float(n)))
 
 
+@pytest.mark.slow
 def test_the_store_survives_a_killed_writer(tmp_path):
     child = multiprocessing.get_context("spawn").Process(target=_die, args=(tmp_path,))
     child.start()

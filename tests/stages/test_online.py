@@ -105,6 +105,7 @@ def learnt(tmp_path_factory):
     return Learnt(run, *kept[0])
 
 
+@pytest.mark.slow
 def test_the_policy_learns_what_the_judge_rewards(learnt):
     run = learnt.run
     reward = [line["sample/reward/word"] for line in runs.metrics(run.path(1, "train"))]
@@ -114,6 +115,7 @@ def test_the_policy_learns_what_the_judge_rewards(learnt):
     assert pathlib.Path(run.report()).exists()
 
 
+@pytest.mark.slow
 def test_metrics_tell_how_the_samples_were(learnt):
     run = learnt.run
     found = runs.metrics(run.path(1, "train"))
@@ -129,6 +131,7 @@ def test_metrics_tell_how_the_samples_were(learnt):
     assert {len(row["responses"]) for row in shown} == {4}
 
 
+@pytest.mark.slow
 def test_the_ratio_is_against_the_sampler_and_the_divergence_against_the_reference(learnt):
     run = learnt.run
     first, second, third = runs.metrics(run.path(1, "train"))[:3]
@@ -140,12 +143,14 @@ def test_the_ratio_is_against_the_sampler_and_the_divergence_against_the_referen
     assert third["grpo/kl"] > 1e-5
 
 
+@pytest.mark.slow
 def test_a_second_start_does_nothing(learnt, monkeypatch):
     run = learnt.run
     monkeypatch.setattr(sampling, "sample", None)
     assert run.train(1).step == 24
 
 
+@pytest.mark.slow
 def test_the_first_step_is_that_of_a_batch_made_by_hand(learnt):
     run, setup, functions = learnt
     training = run.training(1)

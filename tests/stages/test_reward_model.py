@@ -47,6 +47,7 @@ def trained():
     return outcome, workdir, out
 
 
+@pytest.mark.slow
 def test_only_what_the_rules_name_trains():
     _, workdir, _ = trained()
     before = paths.flatten(setup.load(setup.build(config())))
@@ -57,12 +58,14 @@ def test_only_what_the_rules_name_trains():
     assert moved == {"heads/reward/kernel"}
 
 
+@pytest.mark.slow
 def test_training_finds_the_better_response():
     outcome, _, _ = trained()
     assert outcome.metrics["bt/accuracy"] > 0.8
     assert outcome.metrics["loss"] < 0.6
 
 
+@pytest.mark.slow
 def test_an_exported_model_scores_as_the_trained_one(tmp_path):
     outcome, _, out = trained()
     # The heads come with the checkpoint: the config need not name them.
@@ -81,6 +84,7 @@ def test_an_exported_model_scores_as_the_trained_one(tmp_path):
     np.testing.assert_allclose(measures["reward accuracy"].mean(), outcome.metrics["bt/accuracy"])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_path):
     _, workdir, _ = trained()
     shutil.copytree(workdir, tmp_path / "again")
@@ -89,6 +93,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits(tmp_path):
     runs.assert_same_bits(workdir, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_an_exported_one_has_its_heads():
     _, workdir, out = trained()
     made = setup.build(config(checkpoint=str(out), heads={}))
@@ -97,6 +102,7 @@ def test_a_run_that_starts_from_an_exported_one_has_its_heads():
         np.testing.assert_array_equal(loaded[path], leaf)
 
 
+@pytest.mark.slow
 def test_the_other_files_of_an_exported_model_are_those_of_any():
     _, _, out = trained()
     there = {file.name for file in out.iterdir()}

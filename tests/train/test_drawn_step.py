@@ -103,6 +103,7 @@ def test_no_stored_log_probabilities_belong_to_it(tmp_path):
         loop.train(runs.config(data=data, objective=SPEC), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_scores_see_the_draw_that_log_probabilities_see():
     made = case()
     task = steps.setup_lib.task(made.setup, None)

@@ -29,6 +29,7 @@ def batch(case):
     return made._replace(labels=made.labels._replace(weight=np.ones(8, np.float32)))
 
 
+@pytest.mark.slow
 def test_every_n_steps_a_share_of_the_policy_is_mixed_in():
     made = case()
     state, expected = made.start(), leaf(made.params())
@@ -49,6 +50,7 @@ def test_a_step_that_moves_the_reference_compiles_nothing(caplog):
     assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
+@pytest.mark.slow
 def test_a_reference_refreshed_every_step_is_the_policy_that_the_step_begins_with():
     made = steps.case(steps.DPO, reference="step", refresh=1)
     state = made.start()
@@ -60,6 +62,7 @@ def test_a_reference_refreshed_every_step_is_the_policy_that_the_step_begins_wit
             assert new.tobytes() == np.array(paths.flatten(state.ref)[name]).tobytes()
 
 
+@pytest.mark.slow
 def test_a_mesh_moves_the_reference_like_one_device():
     cut, whole = case((2, 2, 2)), case()
     steps.assert_close(cut.run(batch(cut), steps=3), whole.run(batch(whole), steps=3))
