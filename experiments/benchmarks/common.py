@@ -1,13 +1,22 @@
-"""What the benchmarks share: a random LLaVA at a size, timing side by side, a table, a file."""
+"""What the benchmarks share: a random model at a size, timing side by side, a table, a file.
+
+A result is one JSON line per setting:
+
+  {"benchmark": "sampling", "setting": "sample, K = 8", "median_s": 1.08,
+   "quartiles_s": [1.03, 1.15], "repeats": 15, "sizes": {...}, "command": "...", ...}
+  {"benchmark": "sampling", "setting": "sample: K = 8 / K = 1", "ratio": 1.57, ...}
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
+import resource
 import statistics
 import sys
 import time
@@ -22,11 +31,11 @@ import numpy as np
 import rich.console
 import rich.table
 
-from rubric_jax import types
-from rubric_jax.models import llava
+from rubric_jax import models, types
 from rubric_jax.models import vlm as vlm_lib
 
 _IMAGE_TOKEN = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,7 @@ class Size:
     dtype: str
     rows: int  # instances at a time
     prompt: int  # tokens, those of one image included
+    family: str = "llava"
 
 
 SIZES = {
@@ -63,14 +73,30 @@ def parser(text: str) -> argparse.ArgumentParser:
     made.add_argument("--scale", choices=SIZES, default="cpu")
     made.add_argument("--repeats", type=int, default=15)
     made.add_argument("--device", default="", help="its name in the results; default: as found")
-    made.add_argument("--out", default="", help="a JSON file for the results")
+    made.add_argument(
+        "--out", default="", help="a file for the results: .jsonl is added to, .json written anew"
+    )
     return made
 
 
+def vlm(size: Size, *, remat: str = "none") -> vlm_lib.VLM:
+    return models.MODELS[size.family](hf_config(size), dtype=size.dtype, remat=remat)
+
+
 def model(size: Size) -> tuple[vlm_lib.VLM, types.Params]:
-    """A LLaVA of this size and random parameters in its dtype."""
+    """A VLM of this size and random parameters in its dtype."""
+    made = vlm(size)
+
+    @jax.jit
+    def init(key):
+        return jax.tree.map(lambda leaf: leaf.astype(size.dtype), made.init(key))
+
+    return made, init(jax.random.key(0))
+
+
+def hf_config(size: Size) -> dict[str, Any]:
+    """What config.json of a checkpoint of this size says."""
     vision = {
-        "model_type": "clip_vision_model",
         "hidden_size": size.vision_width,
         "intermediate_size": 4 * size.vision_width,
         "num_hidden_layers": size.vision_depth,
@@ -79,35 +105,45 @@ def model(size: Size) -> tuple[vlm_lib.VLM, types.Params]:
         "patch_size": 14,
     }
     text = {
-        "model_type": "llama",
         "vocab_size": size.vocab,
         "hidden_size": size.width,
         "intermediate_size": size.mlp,
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.heads,
+        "head_dim": size.width // size.heads,
     }
-    hf = {
-        "model_type": "llava",
+    kinds = {
+        "llava": ("clip_vision_model", "llama", {}),
+        "paligemma": ("siglip_vision_model", "gemma", {"projection_dim": size.width}),
+        "gemma3": (
+            "siglip_vision_model",
+            "gemma3_text",
+            {"mm_tokens_per_image": (size.image // 14) ** 2},
+        ),
+    }
+    tower, decoder, more = kinds[size.family]
+    return {
+        "model_type": size.family,
         "image_token_index": _IMAGE_TOKEN,
-        "vision_config": vision,
-        "text_config": text,
+        "vision_config": {"model_type": tower, **vision},
+        "text_config": {"model_type": decoder, **text},
+        **more,
     }
-    vlm = llava.build(hf, dtype=size.dtype)
-
-    @jax.jit
-    def init(key):
-        return jax.tree.map(lambda leaf: leaf.astype(size.dtype), vlm.init(key))
-
-    return vlm, init(jax.random.key(0))
 
 
 def prompts(
-    vlm: vlm_lib.VLM, size: Size, *, rows: int, tails: np.ndarray | None = None
+    vlm: vlm_lib.VLM,
+    size: Size,
+    *,
+    rows: int,
+    tails: np.ndarray | None = None,
+    groups: int = 1,
 ) -> types.Batch:
     """Rows of random text behind one image each, the same for every call; no responses yet.
 
     tails: int32 [rows, L], tokens behind the prompts, as part of them.
+    groups: image groups of the batch; see types.Batch.media.
     """
     rng = np.random.default_rng(0)
     images = (size.image // 14) ** 2
@@ -118,7 +154,10 @@ def prompts(
     pixels = rng.normal(size=(rows, size.image, size.image, 3)).astype(np.float32)
     if tails is not None:
         ids = np.concatenate([ids, tails[:, None]], axis=2)
-    media = vlm.media(ids, [list(pixels)], [[[b]] for b in range(rows)], rows)
+    shown = [types.Picture(image, (size.image, size.image)) for image in pixels]
+    own = rows // groups
+    tables = [shown[i : i + own] for i in range(0, rows, own)]
+    media = vlm.media(ids, tables, [[[b % own]] for b in range(rows)], own)
     empty = np.zeros((rows, 1, 1), np.int32)
     return types.Batch(
         ids, np.full((rows, 1), ids.shape[2], np.int32), media, empty, empty + 1.0, None
@@ -154,48 +193,72 @@ def report(
     seconds: Mapping[str, list[float]],
     ratios: Mapping[str, tuple[str, str]],
     facts: Mapping[str, float] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Prints a table and writes args.out.
 
     ratios: what is claimed -> (case, case): the median over repeats of the quotient of a turn.
+    facts: further figures of the whole.
+    more: further fields of a case's line.
     """
-    quotients = {
-        name: statistics.median(a / b for a, b in zip(seconds[over], seconds[under]))
-        for name, (over, under) in ratios.items()
+    pairs = {
+        name: [a / b for a, b in zip(seconds[x], seconds[y])] for name, (x, y) in ratios.items()
     }
-    device = args.device or _device()
-    table = rich.table.Table(title=f"{device}, median of {args.repeats} repeats")
+    table = rich.table.Table(title=f"{_device(args)}, median of {args.repeats} repeats")
     for heading in ("case", "ms", "quartiles"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
-    summary = {}
+    lines = []
     for name, values in seconds.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        summary[name] = {"median": middle, "quartiles": [low, high]}
+        low, middle, high = quartiles(values)
+        own = (more or {}).get(name, {})
+        lines.append({"setting": name, "median_s": middle, "quartiles_s": [low, high], **own})
         table.add_row(name, f"{1e3 * middle:.1f}", f"{1e3 * low:.1f} to {1e3 * high:.1f}")
-    for name, value in {**quotients, **(facts or {})}.items():
+    for name, values in pairs.items():
+        low, middle, high = quartiles(values)
+        lines.append({"setting": name, "ratio": middle, "quartiles": [low, high]})
+        table.add_row(name, f"{middle:.3g}", f"{low:.3g} to {high:.3g}", style="bold")
+    for name, value in (facts or {}).items():
+        lines.append({"setting": name, "value": value})
         table.add_row(name, f"{value:.3g}", "", style="bold")
     rich.console.Console().print(table)
-    if args.out:
-        packages = ("jax", "jaxlib", "flax", "numpy")
-        value = {
-            "command": _command(),
-            "device": device,
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-            "sizes": dict(sizes),
-            "repeats": args.repeats,
-            "seconds": summary,
-            "ratios": quotients,
-            **(facts or {}),
-        }
-        path = pathlib.Path(args.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=1) + "\n")
+    write(args, sizes, lines)
 
 
-def _device() -> str:
+def write(args: argparse.Namespace, sizes: Mapping[str, Any], lines: list[dict[str, Any]]) -> None:
+    """Gives every line what it was measured under, and writes them to args.out."""
+    if not args.out:
+        return
+    under = {
+        "repeats": args.repeats,
+        "sizes": dict(sizes),
+        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "command": _command(),
+        "device": _device(args),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "date": datetime.date.today().isoformat(),
+    }
+    benchmark = pathlib.Path(sys.argv[0]).stem
+    text = "".join(json.dumps({"benchmark": benchmark, **line, **under}) + "\n" for line in lines)
+    path = pathlib.Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a" if path.suffix == ".jsonl" else "w") as file:
+        file.write(text)
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile; of one value, thrice that."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _device(args: argparse.Namespace) -> str:
+    if args.device:
+        return args.device
     first = jax.devices()[0]
     if first.platform == "cpu":
-        return f"{os.cpu_count()} CPU cores"
+        return f"{len(os.sched_getaffinity(0))} CPU cores"
     return f"{jax.device_count()} x {first.device_kind}"
 
 
