@@ -18,12 +18,15 @@ whole prefix).
 
 `tree` computes this without the zero blocks: queries of a branch meet the prefix and their own
 branch only. `mask` writes the rule out; `dense` is the plain route that tests compare `tree` with.
+No scores are stored for the backward pass (`each_head`).
 
 Shapes: R rows, S = P + N*T tokens, H query heads, J key heads (H is a multiple of J), h head size.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,6 +35,11 @@ import jax.numpy as jnp
 from rubric_jax import types
 
 Array = types.Array
+
+# The prefix attends to itself in strips of at least so many queries, without the keys behind them.
+_STRIP = 128
+# Scores of one row and key head from which a CPU takes them by themselves.
+_LARGE = 128 * 128
 
 
 class Cache(NamedTuple):
@@ -70,18 +78,39 @@ def tree(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
 def prefill(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
     """As `tree`, and returns the prefix's keys and values [R, P, J, h] for later steps."""
     prefix = tables.valid.shape[1]
-    # Padding comes last and is in no block, so no real token sees it.
-    keep = _prefix_mask(prefix, tables.blocks, kind.window)
-    out = _attend(q[:, :prefix], k[:, :prefix], v[:, :prefix], keep, kind)
-    kv = k[:, :prefix], v[:, :prefix]
-    if q.shape[1] == prefix:
-        return out, kv
-    length = tables.own.shape[0]
-    q, k, v = (
-        x[:, prefix:].reshape(x.shape[0], -1, length, *x.shape[2:]) for x in (q, k, v)
-    )  # [R, N, T, heads, h]
-    branches = _branches(q, *kv, k, v, tables, kind)
-    return jnp.concatenate([out, branches.reshape(out.shape[0], -1, *out.shape[2:])], axis=1), kv
+    row = functools.partial(_row, tables.own, kind)
+    out = each_head(row, q, k, v, tables.valid, tables.blocks)
+    return out, (k[:, :prefix], v[:, :prefix])
+
+
+def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
+    """attend(q, k, v, *rows), whose scores are computed again in the backward pass.
+
+    q [R, Q, H, h], k and v [R, K, J, h], rows: trees of arrays [R, ...] -> [R, Q, H, h]. Rows and
+    key heads must not meet in `attend`: on one CPU it sees one of each at a time where they are
+    large, so that their scores stay in the processor's cache; elsewhere it sees all at once.
+    """
+    attend = jax.checkpoint(attend)
+    count, heads = len(k), k.shape[2]
+    small = q.shape[1] * (q.shape[2] // heads) * k.shape[1] < _LARGE
+    one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+    if small or not one_cpu:
+        return attend(q, k, v, *rows)
+
+    def cut(x: Array) -> Array:  # [R, Q, H, h] -> [R * J, 1, Q, H/J, h]
+        x = jnp.moveaxis(_group(x, heads), 2, 1)
+        return x.reshape(count * heads, 1, *x.shape[2:])
+
+    rows = jax.tree.map(lambda x: jnp.repeat(x, heads, axis=0)[:, None], rows)
+    out = jax.lax.map(lambda one: attend(*one), (cut(q), cut(k), cut(v), *rows))
+    out = out.reshape(count, heads, q.shape[1], -1, q.shape[-1])
+    return jnp.moveaxis(out, 1, 2).reshape(q.shape)
+
+
+def both_ways(q: Array, k: Array, v: Array, real: Array | None = None) -> Array:
+    """All tokens over all that are `real`, bool [R, K]; a route for `each_head`."""
+    keep = None if real is None else real[:, None]
+    return _attend(q, k, v, keep, Kind(q.shape[-1] ** -0.5))
 
 
 def decode(q: Array, k: Array, v: Array, cache: Cache, tables: Tables, kind: Kind):
@@ -95,7 +124,8 @@ def decode(q: Array, k: Array, v: Array, cache: Cache, tables: Tables, kind: Kin
         for old, new in ((cache.own_k, k), (cache.own_v, v))
     )
     cache = cache._replace(own_k=own_k, own_v=own_v)
-    out = _branches(q[:, :, None], cache.prefix_k, cache.prefix_v, own_k, own_v, tables, kind)
+    prefix = cache.prefix_k, cache.prefix_v
+    out = _branches(q[:, :, None], *prefix, own_k, own_v, tables.valid, tables.own, kind)
     return out[:, :, 0], cache
 
 
@@ -137,6 +167,36 @@ def mask(
     return keep
 
 
+def _row(
+    own: Array, kind: Kind, q: Array, k: Array, v: Array, valid: Array, blocks: Array | None
+) -> Array:
+    """Rows [R, S, H, h] over themselves; `own`, `valid` and `blocks` as in Tables."""
+    prefix = valid.shape[1]
+    pk, pv = k[:, :prefix], v[:, :prefix]
+    out = _prefix(q[:, :prefix], pk, pv, blocks, kind)
+    if q.shape[1] == prefix:
+        return out
+    q, k, v = (
+        x[:, prefix:].reshape(len(x), -1, len(own), *x.shape[2:]) for x in (q, k, v)
+    )  # [R, N, T, heads, h]
+    branches = _branches(q, pk, pv, k, v, valid, own, kind)
+    return jnp.concatenate([out, branches.reshape(len(out), -1, *out.shape[2:])], axis=1)
+
+
+def _prefix(q: Array, k: Array, v: Array, blocks: Array | None, kind: Kind) -> Array:
+    """The prefix over itself, in strips of queries that skip the keys behind them all."""
+    prefix = q.shape[1]
+    # Padding comes last and is in no block, so no real token sees it.
+    keep = _prefix_mask(prefix, blocks, kind.window)
+    count = 1 if blocks is not None else max(prefix // _STRIP, 1)
+    ends = [-(-prefix * (i + 1) // count) for i in range(count)]
+    strips = [
+        _attend(q[:, start:end], k[:, :end], v[:, :end], keep[:, start:end, :end], kind)
+        for start, end in zip([0, *ends], ends)
+    ]
+    return jnp.concatenate(strips, axis=1) if count > 1 else strips[0]
+
+
 def _prefix_mask(prefix: int, blocks: Array | None, window: Array | None) -> Array:
     """The rule inside the prefix: bool [1 or R, P, P]."""
     order = jnp.arange(prefix)
@@ -157,21 +217,26 @@ def _together(blocks: Array) -> Array:
     return (blocks[:, :, None] == blocks[:, None, :]) & (blocks >= 0)[:, :, None]
 
 
-def _attend(q: Array, k: Array, v: Array, keep: Array, kind: Kind) -> Array:
-    """softmax(scores) v with keep [1 or R, Q, K]; softmax in float32."""
+def _attend(q: Array, k: Array, v: Array, keep: Array | None, kind: Kind) -> Array:
+    """softmax(scores) v with keep [1 or R, 1 or Q, K], None = all; softmax in float32."""
     grouped = _group(q, k.shape[-2])  # [R, Q, J, H/J, h]
     scores = jnp.einsum("rqjgh,rkjh->rjgqk", grouped, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(keep[:, None, None], _scaled(scores, kind), -jnp.inf)
+    scores = _scaled(scores, kind)
+    if keep is not None:
+        # A finite bound: padding of pictures may see nothing.
+        scores = jnp.where(keep[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("rjgqk,rkjh->rqjgh", probs, v).reshape(q.shape)
 
 
-def _branches(q, pk: Array, pv: Array, ok: Array, ov: Array, tables: Tables, kind: Kind) -> Array:
+def _branches(
+    q: Array, pk: Array, pv: Array, ok: Array, ov: Array, valid: Array, own: Array, kind: Kind
+) -> Array:
     """Queries [R, N, T', H, h] over the prefix [R, P, J, h] and their branch [R, N, T, J, h]."""
-    seen, mine = tables.valid[:, None], tables.own  # [R, 1 or T', P], [T', T]
+    seen, mine = valid[:, None], own  # [R, 1 or T', P], [T', T]
     if kind.window is not None:
         at = jnp.sum(mine, axis=1) - 1  # [T'], each query's place in its branch
-        end = jnp.sum(tables.valid, axis=1)[:, None] + at[None]  # [R, T'], its position
+        end = jnp.sum(valid, axis=1)[:, None] + at[None]  # [R, T'], its position
         seen = seen & _near(end[:, :, None] - jnp.arange(seen.shape[2])[None, None], kind.window)
         mine = mine & _near(at[:, None] - jnp.arange(mine.shape[1])[None], kind.window)
     grouped = _group(q, pk.shape[-2])  # [R, N, T', J, H/J, h]
@@ -180,11 +245,14 @@ def _branches(q, pk: Array, pv: Array, ok: Array, ov: Array, tables: Tables, kin
     own = jnp.einsum("rntjgh,rnsjh->rnjgts", grouped, ok, **f32)
     prefix = jnp.where(seen[:, None, None, None], _scaled(prefix, kind), -jnp.inf)
     own = jnp.where(mine[None, None, None, None], _scaled(own, kind), -jnp.inf)
-    scores = jnp.concatenate([prefix, own], axis=-1)
-    probs = jax.nn.softmax(scores, axis=-1).astype(pv.dtype)
-    prefix, own = jnp.split(probs, [pk.shape[1]], axis=-1)
-    out = jnp.einsum("rnjgtp,rpjh->rntjgh", prefix, pv)
-    return (out + jnp.einsum("rnjgts,rnsjh->rntjgh", own, ov)).reshape(q.shape)
+    # One softmax over both parts. A query sees itself, so the largest score is finite.
+    most = jax.lax.stop_gradient(jnp.maximum(jnp.max(prefix, axis=-1), jnp.max(own, axis=-1)))
+    prefix, own = (jnp.exp(scores - most[..., None]) for scores in (prefix, own))
+    total = jnp.sum(prefix, axis=-1) + jnp.sum(own, axis=-1)  # [R, N, J, H/J, T']
+    out = jnp.einsum("rnjgtp,rpjh->rnjgth", prefix.astype(pv.dtype), pv, **f32)
+    out = out + jnp.einsum("rnjgts,rnsjh->rnjgth", own.astype(pv.dtype), ov, **f32)
+    out = (out / total[..., None]).astype(pv.dtype)
+    return jnp.moveaxis(out, 4, 2).reshape(q.shape)
 
 
 def _scaled(scores: Array, kind: Kind) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rubric_jax import types
-from rubric_jax.models import grids, layers
+from rubric_jax.models import attention, grids, layers
 
 Array = types.Array
 
@@ -155,17 +155,10 @@ def _attend(window: int, q: Array, k: Array, v: Array, real: Array, whole: Array
     return jax.lax.cond(whole, *runs, q, k, v, real)
 
 
-# Scores are computed again in the backward pass: they are the square of a picture's patches.
-@functools.partial(jax.checkpoint, static_argnums=0)
 def _runs(size: int, q: Array, k: Array, v: Array, real: Array) -> Array:
     shape = q.shape
     q, k, v, real = (x.reshape(-1, size, *x.shape[2:]) for x in (q, k, v, real))
-    scores = jnp.einsum("xqhd,xkhd->xhqk", q, k, preferred_element_type=jnp.float32)
-    # A finite bound: an entry, or a window of it, may have nothing in it.
-    bound = jnp.finfo(jnp.float32).min
-    scores = jnp.where(real[:, None, None], scores * shape[-1] ** -0.5, bound)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("xhqk,xkhd->xqhd", probs, v).reshape(shape)
+    return attention.each_head(attention.both_ways, q, k, v, real).reshape(shape)
 
 
 def _stretched(table: Array, side: int, at: Array, extent: Array) -> Array:

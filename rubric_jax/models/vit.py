@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rubric_jax import types
-from rubric_jax.models import layers
+from rubric_jax.models import attention, layers
 
 Array = types.Array
 Params = types.Params
@@ -65,9 +65,7 @@ class Attention(nn.Module):
             norm = functools.partial(layers.RMSNorm, c.query_key_eps, self.dtype)
             q = norm(name="q_norm")(q.reshape(x.shape)).reshape(q.shape)
             k = norm(name="k_norm")(k.reshape(x.shape)).reshape(k.shape)
-        scores = jnp.einsum("iqhd,ikhd->ihqk", q, k, preferred_element_type=jnp.float32)
-        probs = jax.nn.softmax(scores * split[1] ** -0.5, axis=-1).astype(self.dtype)
-        out = jnp.einsum("ihqk,ikhd->iqhd", probs, v)
+        out = attention.each_head(attention.both_ways, q, k, v)
         return layers.Linear(split, (width,), self.dtype, bias=True, name="o")(out)
 
 

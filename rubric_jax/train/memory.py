@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
-from rubric_jax import models, paths, sharding, types
+from rubric_jax import paths, sharding, types
 from rubric_jax.data import loading
 from rubric_jax.models import adapters, weights
-from rubric_jax.models import vlm as vlm_lib
 from rubric_jax.train import optimizer
 from rubric_jax.train import setup as setup_lib
 from rubric_jax.train import step as step_lib
@@ -76,38 +77,56 @@ def estimate(setup: setup_lib.Setup, plan: loading.Plan) -> Estimate:
 def _activations(setup: setup_lib.Setup, plan: loading.Plan, shape: loading.Shape) -> int:
     """Bytes of a microbatch on one device, at the height of the backward pass.
 
-    What the forward pass keeps for it, a layer that is computed again with everything that it
-    keeps, and a chunk's logits with their gradient. Along the mesh axis `tensor` only the logits
-    count as cut: an upper bound, for heads and hidden units are cut there, and states are not.
+    What the forward pass keeps for it, what is computed again and kept meanwhile, and a chunk's
+    logits with their gradient. Along the mesh axis `tensor` only the logits count as cut: an upper
+    bound, for heads and hidden units are cut there, and states are not.
     """
-    model = setup.config.model
     rows = math.ceil(plan.batch_size / plan.groups)
-    batch = _batch(setup, rows, shape)
-    layer = 0.0
-    if model.remat != "none":
-        whole = models.build(model.family, setup.directory, dtype=model.dtype, remat="none")
-        layer = _residuals(setup, whole, batch) / setup.vlm.depth
-    logits = 2 * 4 * rows * model.logps_chunk * setup.vlm.vocab / setup.mesh.shape["tensor"]
+    batch, chunk = _batch(setup, rows, shape), setup.config.model.logps_chunk
+    logits = 2 * 4 * rows * chunk * setup.vlm.vocab / setup.mesh.shape["tensor"]
     inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
-    return int(_residuals(setup, setup.vlm, batch) + layer + logits + inputs)
-
-
-def _residuals(setup: setup_lib.Setup, vlm: vlm_lib.VLM, batch: types.Batch) -> int:
-    """Bytes that the forward pass keeps for the backward pass, parameters left out; by tracing."""
-    task = step_lib.Task(vlm, setup.layout, None, setup.config.model.logps_chunk)
+    task = step_lib.Task(setup.vlm, setup.layout, None, chunk)
     trainable = optimizer.trainable(setup.config.optimizer, setup.shapes)
     kept, frozen = paths.split(setup.shapes, trainable)
 
-    def pull_back(kept, frozen, batch):
-        def total(kept):
-            return jnp.sum(step_lib.branch_logps(task, paths.merge(kept, frozen), batch))
+    def total(kept, frozen, batch):
+        return jnp.sum(step_lib.branch_logps(task, paths.merge(kept, frozen), batch))
 
-        return jax.tree.leaves(jax.vjp(total, kept)[1])
+    again = _computed_again(jax.make_jaxpr(total)(kept, frozen, batch).jaxpr)
+    return int(_residuals(total, kept, frozen, batch) + again + logits + inputs)
 
-    traced = jax.make_jaxpr(pull_back)(kept, frozen, batch).jaxpr
-    given = {id(variable) for variable in traced.invars}
-    new = {id(v): v.aval for v in traced.outvars if id(v) not in given}
+
+def _residuals(function: Callable, *given) -> int:
+    """Bytes that a function keeps for its backward pass by its first argument; by tracing.
+
+    What it was given, parameters above all, does not count.
+    """
+
+    def pull_back(first, *others):
+        return jax.tree.leaves(jax.vjp(lambda first: function(first, *others), first)[1])
+
+    traced = jax.make_jaxpr(pull_back)(*given).jaxpr
+    old = {id(variable) for variable in traced.invars}
+    new = {id(v): v.aval for v in traced.outvars if id(v) not in old}
     return sum(aval.size * aval.dtype.itemsize for aval in new.values())
+
+
+def _computed_again(jaxpr: core.Jaxpr) -> int:
+    """What the largest part that the backward pass computes again keeps meanwhile, in bytes.
+
+    That is a layer under `remat`, and everywhere the scores of attention.
+    """
+    most = 0
+    for eqn in jaxpr.eqns:
+        for part in core.jaxprs_in_params(eqn.params):
+            size = _computed_again(part)
+            if eqn.primitive.name == "remat2":
+                function = core.jaxpr_as_fun(core.ClosedJaxpr(part, ()))
+                size += _residuals(
+                    lambda given, f=function: f(*given), [v.aval for v in part.invars]
+                )
+            most = max(most, size)
+    return most
 
 
 def _batch(setup: setup_lib.Setup, rows: int, shape: loading.Shape) -> types.Batch:

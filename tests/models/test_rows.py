@@ -103,10 +103,12 @@ RULES = {
     ],
 )
 @pytest.mark.parametrize("strip", [2, 128])
+@pytest.mark.parametrize("large", [0, 10**9], ids=["heads_in_turn", "heads_at_once"])
 def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(
-    branches, rule, strip, monkeypatch
+    branches, rule, large, strip, monkeypatch
 ):
     monkeypatch.setattr(attention, "_STRIP", strip)
+    monkeypatch.setattr(attention, "_LARGE", large)
     window, blocks = RULES[rule].get("window"), RULES[rule].get("blocks")
     kind = attention.Kind(
         0.3, 5.0 if rule == "both" else 0.0, None if window is None else jnp.int32(window)
@@ -145,6 +147,27 @@ def test_a_row_without_a_prompt_has_finite_values_and_gradients():
 
     for leaf in jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)[1]:
         assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("large", [0, 10**9], ids=["heads_in_turn", "heads_at_once"])
+def test_pictures_see_what_is_real_both_ways(large, monkeypatch):
+    monkeypatch.setattr(attention, "_LARGE", large)
+    rng = np.random.default_rng(0)
+    q, k, v, pull = (rng.normal(size=(3, 5, 4, 8)).astype(np.float32) for _ in range(4))
+    real = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+
+    def plain(q, k, v):
+        scores = jnp.einsum("rqhd,rkhd->rhqk", q, k) / np.sqrt(8)
+        scores = jnp.where(real[:, None, None], scores, -1e30)
+        return jnp.einsum("rhqk,rkhd->rqhd", jax.nn.softmax(scores), v)
+
+    def looped(q, k, v):
+        return attention.each_head(attention.both_ways, q, k, v, jnp.array(real))
+
+    (got, pulled), (want, wanted) = (jax.vjp(route, q, k, v) for route in (looped, plain))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    for a, b in zip(pulled(pull), wanted(pull)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def separate(batch, layout):

@@ -106,8 +106,7 @@ def test_the_shape_that_needs_most_counts():
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("family", models.MODELS)
 def test_the_estimate_is_near_what_xla_allocates(family, adapter):
-    """Within a third. What XLA fuses, and which buffers it uses twice, tracing does not see: ratios
-    of 0.76 to 1.12 were found over three families, with and without adapters and recomputation."""
+    """Within a third. What XLA fuses, and which buffers it uses twice, tracing does not see."""
     setup = setup_of(family, adapter, (1, 1, 1))
     plan, (objective, functions) = plan_of(setup), compiled(setup)
     batch = memory._batch(setup, ROWS, plan.shapes[-1])
