@@ -14,7 +14,7 @@ from rubric_jax import models, paths, sampling, sharding, types
 from rubric_jax.likelihoods import autoregressive
 from rubric_jax.models import adapter_files, adapters, weights
 from tests.parity import checkpoints
-from tests.parity.test_adapters_peft import begun
+from tests.parity.test_adapters_peft import assert_same, begun, moved_by_peft
 from tests.parity.test_llava import torch_grads
 
 LAYOUT = types.Layout.of(("chosen", "rejected"))
@@ -221,14 +221,25 @@ def test_adapters_are_the_same_in_peft(variant, tmp_path):
     leaves = adapters.nest(flat)
     adapter_files.write(tmp_path / "adapter", adapter, leaves, vlm.weights, base="")
     batch = batch_of(vlm, prompts, responses, shown)
-    h = jax.jit(vlm.hidden, static_argnums=2)(adapters.insert(params, leaves), batch, LAYOUT)
-    ours = np.asarray(autoregressive.dense(h, vlm.unembed(params), batch.responses))
+
+    @jax.jit
+    def logps(leaves):
+        h = vlm.hidden(adapters.insert(params, leaves), batch, LAYOUT)
+        return autoregressive.dense(h, vlm.unembed(params), batch.responses)
+
     linear = sum(isinstance(part, torch.nn.Linear) for part in model.modules()) - 1  # the head
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     assert sum(hasattr(part, "lora_A") for part in adapted.modules()) == linear
-    for n in range(2):
-        for b, row in enumerate(torch_logps(adapted.model, prompts, responses, shown, n)):
-            np.testing.assert_allclose(ours[b, n, : len(row)], row.detach(), atol=1e-4)
+
+    def theirs():
+        return [torch_logps(adapted.model, prompts, responses, shown, n) for n in range(2)]
+
+    ours = logps(leaves)
+    assert_same(ours, theirs())
+    _, leaves = moved_by_peft(adapted, tmp_path / "theirs", vlm)
+    again = logps(leaves)
+    assert_same(again, theirs())
+    assert np.abs((again - ours) * batch.mask).max() > 0.01
 
 
 def test_greedy_sampling_equals_generate(pair):
