@@ -63,7 +63,7 @@ def test_recorded_logps_are_those_of_teacher_forcing(count, toy):
         assert got.mask.all()
         want = teacher_forced(toy, got.ids)
         assert np.std(want) > 0.1  # it can tell
-        np.testing.assert_allclose(got.logps, want, atol=2e-5)
+        np.testing.assert_allclose(got.logps, want, atol=5e-5)
 
 
 def test_greedy_takes_the_most_likely_token_of_teacher_forcing(toy):
@@ -182,7 +182,7 @@ def test_a_response_does_not_depend_on_the_place_of_its_row(toy):
     for order in (np.array([4, 2, 0, 5, 3, 1]), np.array([3]), np.array([1, 5])):
         got = responses(order)
         np.testing.assert_array_equal(got.ids, np.asarray(whole.ids)[order])
-        np.testing.assert_allclose(got.logps, np.asarray(whole.logps)[order], atol=1e-5)
+        np.testing.assert_allclose(got.logps, np.asarray(whole.logps)[order], atol=3e-5)
     # Rows 0 and 3 have one seed and one stream, but other prompts.
     assert len({tuple(row) for row in np.asarray(whole.ids).reshape(18, -1)}) > 12
 
@@ -298,7 +298,7 @@ def test_sampling_on_a_mesh_equals_one_device_and_cuts_the_cache(toy):
     np.testing.assert_array_equal(got.ids, want.ids)
     np.testing.assert_allclose(got.logps, want.logps, atol=2e-5)
     np.testing.assert_array_equal(got.finished, want.finished)
-    # [layers, rows, prompt, heads, size] and [layers, rows, K, T, heads, size]: rows over 4
+    # [layers, rows, heads, prompt, size] and [layers, rows, K, heads, T, size]: rows over 4
     # devices, heads over 2.
-    prefix = (2, 2, batch.prompts.shape[2], 1, 8)
-    assert [s.shard_shape(shape) for shape, s in found] == [prefix] * 2 + [(2, 2, 2, 4, 1, 8)] * 2
+    prefix = (2, 2, 1, batch.prompts.shape[2], 8)
+    assert [s.shard_shape(shape) for shape, s in found] == [prefix] * 2 + [(2, 2, 2, 1, 4, 8)] * 2

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from rubric_jax import types
+from rubric_jax.models import layers
 
 Array = types.Array
 
@@ -43,11 +44,14 @@ _LARGE = 128 * 128
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer while responses are being sampled."""
+    """Keys and values of one layer while responses are being sampled.
 
-    prefix_k: Array  # [R, P, J, h]
+    Heads come before tokens, so that the products of a step read them as they lie.
+    """
+
+    prefix_k: Array  # [R, J, P, h]
     prefix_v: Array
-    own_k: Array  # [R, N, T, J, h], filled up to the current step
+    own_k: Array  # [R, N, J, T, h], filled up to the current step
     own_v: Array
 
 
@@ -76,11 +80,11 @@ def tree(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
 
 
 def prefill(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
-    """As `tree`, and returns the prefix's keys and values [R, P, J, h] for later steps."""
+    """As `tree`, and returns the prefix's keys and values [R, J, P, h] for later steps."""
     prefix = tables.valid.shape[1]
     row = functools.partial(_row, tables.own, kind)
     out = each_head(row, q, k, v, tables.valid, tables.blocks)
-    return out, (k[:, :prefix], v[:, :prefix])
+    return out, tuple(jnp.swapaxes(x[:, :prefix], 1, 2) for x in (k, v))
 
 
 def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
@@ -93,8 +97,7 @@ def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
     attend = jax.checkpoint(attend)
     count, heads = len(k), k.shape[2]
     small = q.shape[1] * (q.shape[2] // heads) * k.shape[1] < _LARGE
-    one_cpu = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-    if small or not one_cpu:
+    if small or not layers.one_cpu():
         return attend(q, k, v, *rows)
 
     def cut(x: Array) -> Array:  # [R, Q, H, h] -> [R * J, 1, Q, H/J, h]
@@ -120,7 +123,7 @@ def decode(q: Array, k: Array, v: Array, cache: Cache, tables: Tables, kind: Kin
     """
     step = jnp.sum(tables.own[0]) - 1
     own_k, own_v = (
-        jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None].astype(old.dtype), step, axis=2)
+        jax.lax.dynamic_update_slice_in_dim(old, new[..., None, :].astype(old.dtype), step, axis=3)
         for old, new in ((cache.own_k, k), (cache.own_v, v))
     )
     cache = cache._replace(own_k=own_k, own_v=own_v)
@@ -179,6 +182,7 @@ def _row(
     q, k, v = (
         x[:, prefix:].reshape(len(x), -1, len(own), *x.shape[2:]) for x in (q, k, v)
     )  # [R, N, T, heads, h]
+    pk, pv, k, v = (jnp.swapaxes(x, -3, -2) for x in (pk, pv, k, v))
     branches = _branches(q, pk, pv, k, v, valid, own, kind)
     return jnp.concatenate([out, branches.reshape(len(out), -1, *out.shape[2:])], axis=1)
 
@@ -232,25 +236,25 @@ def _attend(q: Array, k: Array, v: Array, keep: Array | None, kind: Kind) -> Arr
 def _branches(
     q: Array, pk: Array, pv: Array, ok: Array, ov: Array, valid: Array, own: Array, kind: Kind
 ) -> Array:
-    """Queries [R, N, T', H, h] over the prefix [R, P, J, h] and their branch [R, N, T, J, h]."""
+    """Queries [R, N, T', H, h] over the prefix [R, J, P, h] and their branch [R, N, J, T, h]."""
     seen, mine = valid[:, None], own  # [R, 1 or T', P], [T', T]
     if kind.window is not None:
         at = jnp.sum(mine, axis=1) - 1  # [T'], each query's place in its branch
         end = jnp.sum(valid, axis=1)[:, None] + at[None]  # [R, T'], its position
         seen = seen & _near(end[:, :, None] - jnp.arange(seen.shape[2])[None, None], kind.window)
         mine = mine & _near(at[:, None] - jnp.arange(mine.shape[1])[None], kind.window)
-    grouped = _group(q, pk.shape[-2])  # [R, N, T', J, H/J, h]
+    grouped = jnp.moveaxis(_group(q, pk.shape[1]), 2, 4)  # [R, N, J, H/J, T', h]
     f32 = {"preferred_element_type": jnp.float32}
-    prefix = jnp.einsum("rntjgh,rpjh->rnjgtp", grouped, pk, **f32)
-    own = jnp.einsum("rntjgh,rnsjh->rnjgts", grouped, ok, **f32)
+    prefix = jnp.einsum("rnjgth,rjph->rnjgtp", grouped, pk, **f32)
+    own = jnp.einsum("rnjgth,rnjsh->rnjgts", grouped, ok, **f32)
     prefix = jnp.where(seen[:, None, None, None], _scaled(prefix, kind), -jnp.inf)
     own = jnp.where(mine[None, None, None, None], _scaled(own, kind), -jnp.inf)
     # One softmax over both parts. A query sees itself, so the largest score is finite.
     most = jax.lax.stop_gradient(jnp.maximum(jnp.max(prefix, axis=-1), jnp.max(own, axis=-1)))
     prefix, own = (jnp.exp(scores - most[..., None]) for scores in (prefix, own))
     total = jnp.sum(prefix, axis=-1) + jnp.sum(own, axis=-1)  # [R, N, J, H/J, T']
-    out = jnp.einsum("rnjgtp,rpjh->rnjgth", prefix.astype(pv.dtype), pv, **f32)
-    out = out + jnp.einsum("rnjgts,rnsjh->rnjgth", own.astype(pv.dtype), ov, **f32)
+    out = jnp.einsum("rnjgtp,rjph->rnjgth", prefix.astype(pv.dtype), pv, **f32)
+    out = out + jnp.einsum("rnjgts,rnjsh->rnjgth", own.astype(pv.dtype), ov, **f32)
     out = (out / total[..., None]).astype(pv.dtype)
     return jnp.moveaxis(out, 4, 2).reshape(q.shape)
 

@@ -174,6 +174,23 @@ class Decoder(nn.Module):
         self(self.embed(jnp.zeros((1, 1), int)), None, tables)
 
 
+def decode(
+    config: Config, dtype, params: types.Params, apart: tuple, x: Array, caches: tuple, tables
+) -> tuple[Array, tuple]:
+    """`Decoder` with attention.decode, its layers' parameters and caches given one by one.
+
+    A loop over layers slices the stacked kernels in every step, and on a CPU copies them. `params`
+    are the decoder's, whose stacked layers are not read.
+    """
+    block, kept = Block(config, attention.decode, dtype), []
+    for number, (own, cache) in enumerate(zip(apart, caches, strict=True)):
+        window = jnp.int32(config.windows[number]) if config.windows else None
+        x, cache = block.apply({"params": own}, x, cache, tables, window, None, None)
+        kept.append(cache)
+    norm = layers.RMSNorm(config.norm_eps, dtype, config.norm_offset)
+    return norm.apply({"params": params["norm"]}, x), tuple(kept)
+
+
 def angles(frequencies: tuple[float, ...], positions: Array, axes: tuple[int, ...] = ()) -> Array:
     """Rotary angles float32 [R, S, head_size / 2] of positions int [R, S].
 

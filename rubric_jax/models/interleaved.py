@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from rubric_jax import types
-from rubric_jax.models import attention, decoder, rows, vit, weights
+from rubric_jax.models import attention, decoder, layers, rows, vit, weights
 from rubric_jax.models import vlm as vlm_lib
 
 Array = types.Array
@@ -109,7 +109,9 @@ class Parts(NamedTuple):
 class Cache(NamedTuple):
     """Where sampling stands: keys and values of every layer, and what the next token needs."""
 
-    layers: attention.Cache  # leading axis: layers
+    # Leading axis: layers; or one by one, where `apart` holds the parameters of each layer.
+    layers: attention.Cache | tuple[attention.Cache, ...]
+    apart: tuple[Params, ...]  # on one CPU; see decoder.decode
     lengths: Array  # int32 [B], prompt tokens
     start: Array  # int32 [B], position of the first response token
     step: Array  # int32 scalar, response tokens so far
@@ -219,22 +221,36 @@ def prefill(parts: Parts, dtype, params, batch: types.Batch, branches: int, leng
     tables = _tables(parts, where[:, :-1], lengths, first.media["index"][:, 0], 0)
     x, (k, v) = model.apply({"params": params["decoder"]}, x, None, tables, deep)
     last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    room = jnp.zeros((*k.shape[:2], branches, length, *k.shape[3:]), k.dtype)
-    return last, Cache(attention.Cache(k, v, room, room), lengths, start, jnp.zeros((), jnp.int32))
+    room = jnp.zeros((*k.shape[:2], branches, k.shape[2], length, k.shape[4]), k.dtype)
+    kept, apart = attention.Cache(k, v, room, room), ()
+    if layers.one_cpu():
+        kept, apart = (_one_by_one(x) for x in (kept, params["decoder"]["layers"]))
+    return last, Cache(kept, apart, lengths, start, jnp.zeros((), jnp.int32))
+
+
+def _one_by_one(stacked: Any) -> tuple:
+    """A tree with a leading axis of layers -> one tree for each."""
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth))
 
 
 def decode(parts: Parts, dtype, params, cache: Cache, ids: Array):
     """Reads one token of every continuation: ids [B, N] -> states [B, N, D] and the cache."""
     model = decoder.Decoder(parts.decoder, dtype, attend=attention.decode)
     own = {"params": params["decoder"]}
-    prefix, length = cache.layers.prefix_k.shape[2], cache.layers.own_k.shape[3]
+    one = cache.layers[0] if cache.apart else cache.layers
+    prefix, length = one.prefix_k.shape[-2], one.own_k.shape[-2]
     where = jnp.broadcast_to((cache.start + cache.step)[:, None], ids.shape)
     if parts.media.positions is not None:
         where = jnp.broadcast_to(where[..., None], (*where.shape, 3))
     tables = _tables(parts, where, cache.lengths, jnp.zeros((1, prefix), jnp.int32), 0)
     tables = tables._replace(own=(jnp.arange(length) <= cache.step)[None])
     x = model.apply(own, ids, method="embed")  # [B, N, D]
-    x, kept = model.apply(own, x, cache.layers, tables)
+    if cache.apart:
+        given = params["decoder"], cache.apart, x, cache.layers, tables
+        x, kept = decoder.decode(parts.decoder, dtype, *given)
+    else:
+        x, kept = model.apply(own, x, cache.layers, tables)
     return x, cache._replace(layers=kept, step=cache.step + 1)
 
 

@@ -133,6 +133,11 @@ def rotate(x: Array, angles: Array) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def one_cpu() -> bool:
+    """Whether what is traced now will run on a single CPU device."""
+    return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+
+
 def shard_rows(x: Array) -> Array:
     """Pins the leading axis to the data axes of the mesh in context, if there is one.
 
