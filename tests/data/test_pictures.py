@@ -214,7 +214,7 @@ def test_a_slip_stops_before_any_data_is_read(processor, tmp_path):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_conditional_preference_trains_on_made_pictures(tmp_path):
     run = runs.config(
         data={

@@ -71,7 +71,7 @@ def test_under_fsdp_a_step_sends_parameters_and_gradients_but_no_activations(ben
     assert sent["fsdp"]["all-gather"] < 1.1 * 2 * parameters  # forward and backward pass
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_step_is_timed_and_written_with_its_sizes(benchmarks, tmp_path, monkeypatch):
     common, step = benchmarks("common"), benchmarks("step")
     monkeypatch.setitem(common.SIZES, "cpu", common.Size(**TOY | {"rows": 2}))

@@ -185,12 +185,13 @@ def separate(batch, layout):
     )
 
 
-SLOW = ("N3_M1", "N8_M1", "N2_M2", "N8_M2")  # compiling the gradients takes most of the time
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LAYOUTS]
+# Compiling the gradients takes most of the time.
+MARKS = {"N2_M2": pytest.mark.slow} | dict.fromkeys(
+    ("N3_M1", "N8_M1", "N3_M2", "N8_M2"), pytest.mark.sweep
 )
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in LAYOUTS])
 def test_shared_prefix_equals_separate_rows_in_values_and_gradients(name, toy):
     layout, (vlm, params) = types.Layout.of(LAYOUTS[name]), toy
     batch = toys.batch(vlm, layout, rows=2, response=3)

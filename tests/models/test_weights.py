@@ -300,7 +300,7 @@ print(status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(para
 """
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's memory figures")
 def test_loading_600_megabytes_peaks_near_the_size_of_the_model(tmp_path):
     text = {"vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 4096}

@@ -141,7 +141,17 @@ def write_data(folder, kind, rows=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saved", [k for k in SPECIAL if k not in tiled.FAMILIES], indirect=True)
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "paligemma",
+        "internvl",
+        pytest.param("gemma3", marks=pytest.mark.sweep),
+        pytest.param("llava_next", marks=pytest.mark.sweep),
+        pytest.param("idefics3", marks=pytest.mark.sweep),
+    ],
+    indirect=True,
+)
 def test_dpo_trains_by_the_familys_config_and_transformers_reads_the_result(saved, tmp_path):
     kind, directory, _ = saved
     family = tiled.FAMILIES.get(kind, kind)

@@ -206,6 +206,10 @@ def with_videos(path):
     return path
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "saved", ["qwen3_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.sweep)], indirect=True
+)
 def test_dpo_trains_by_the_familys_config_and_transformers_reads_the_result(saved, tmp_path):
     family, directory, _ = saved
     values = importlib.import_module(f"configs.{family}").get_config()

@@ -383,7 +383,7 @@ def test_stages_that_there_are_not_say_so(tmp_path):
         stages.train(config(), str(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_killed_at_any_time_it_ends_with_the_same_bits(tmp_path):
     made = config(
         train={"steps": 8, "checkpoint_every": 2},
@@ -407,7 +407,7 @@ def test_killed_at_any_time_it_ends_with_the_same_bits(tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_two_processes_do_as_one(tmp_path):
     """Each samples its rows, the first one judges them all, and both step alike."""
     with socket.socket() as probe:

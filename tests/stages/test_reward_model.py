@@ -118,7 +118,7 @@ def test_heads_of_the_reference_need_it_in_the_step():
         setup.objective(made)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_masks_learn_on_a_mesh_as_on_one_device():
     def two_steps(mesh):
         spec = {"sparsepo": {**steps.PAIR, "mask": "m", "kl_mask": "a", "l1": 0.01}}

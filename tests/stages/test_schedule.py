@@ -93,7 +93,7 @@ def test_stages_run_in_order_extrapolate_and_are_not_run_again(tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_round_trains_by_the_schedule(tmp_path):
     two = ({"objective": NLL, "train": {"steps": 1}}, {"train": {"steps": 1}})
     made = dataclasses.replace(

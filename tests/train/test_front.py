@@ -66,8 +66,8 @@ def trained(one, objectives_, batches, *, params=None, ref_params=None, turns=No
     ("mesh", "turns"),
     [
         ((1, 1, 1), None),  # in turns: this is a CPU
-        ((1, 1, 1), False),
-        pytest.param((2, 2, 2), None, marks=pytest.mark.slow),
+        pytest.param((1, 1, 1), False, marks=pytest.mark.sweep),
+        pytest.param((2, 2, 2), None, marks=pytest.mark.sweep),
         pytest.param((2, 2, 2), False, marks=pytest.mark.slow),
     ],
 )

@@ -45,7 +45,6 @@ def test_a_run_killed_at_many_points_ends_with_the_bits_of_one_that_was_not(whol
     made = runs.config(train={"log_every": 1})
     strikes = [
         ("SIGKILL", "references", 2),
-        ("SIGKILL", "step", 2),  # before the first checkpoint
         ("SIGKILL", "step", int(np.random.default_rng().integers(4, 6))),
         ("SIGKILL", "checkpoint", 6),
         ("SIGTERM", "step", 7),

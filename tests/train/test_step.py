@@ -51,8 +51,8 @@ def branch_logps(case, params, batch):
     "mesh",
     [
         pytest.param((1, 8, 1), marks=pytest.mark.slow),
-        pytest.param((8, 1, 1), marks=pytest.mark.slow),
-        pytest.param((2, 4, 1), marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), marks=pytest.mark.sweep),
+        pytest.param((2, 4, 1), marks=pytest.mark.sweep),
         (2, 2, 2),
     ],
 )
@@ -87,8 +87,8 @@ def test_the_loss_of_a_step_is_the_mean_over_real_rows_by_hand():
     ("accumulate", "mesh"),
     [
         pytest.param(2, (1, 1, 1), marks=pytest.mark.slow),
-        pytest.param(4, (1, 1, 1), marks=pytest.mark.slow),
-        pytest.param(2, (2, 1, 1), marks=pytest.mark.slow),
+        pytest.param(4, (1, 1, 1), marks=pytest.mark.sweep),
+        pytest.param(2, (2, 1, 1), marks=pytest.mark.sweep),
         (2, (1, 2, 2)),
     ],
 )

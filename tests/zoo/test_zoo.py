@@ -153,11 +153,16 @@ def compiled(config, objective):
 
 
 def _cases():
-    """Every config; a sweep where those before it have all its terms and modifiers."""
+    """Every config; a sweep where those before it ask all that it asks of the step."""
     seen, cases = set(), []
     for name, module in CONFIGS.items():
-        objective = config_lib.build(module.get_config()).objective
-        parts = {p for e, v in objective.items() for p in (v.get("term", e), *v.get("with", {}))}
+        config = config_lib.build(module.get_config())
+        objective = setup.objective(config)
+        parts = {part for value in config.objective.values() for part in value.get("with", {})}
+        parts |= {config.train.reference, *config.model.heads}
+        parts |= {"online"} if config.online.updates else set()
+        parts |= {"spans"} if objective.spans else set()
+        parts |= {"kl"} if objective.needs_kl else set()
         cases.append(pytest.param(name, marks=() if parts - seen else pytest.mark.sweep))
         seen |= parts
     return cases
