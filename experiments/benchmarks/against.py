@@ -85,7 +85,7 @@ def start(folder: pathlib.Path, args: argparse.Namespace) -> list[turns.Side]:
     threads, steps = ["--threads", str(args.threads)], WARM + args.repeats + 1
     cuda = ["--cuda"] if args.cuda else []
     torch = ["third_party/torch_dpo.py", *threads, *cuda, "--attention"]
-    ours = ["--dtype", "bfloat16", "--remat", "dots"] if args.cuda else []
+    ours = ["--dtype", "bfloat16"] if args.cuda else []
     sample = ["--sample", str(args.sample), "--length", str(args.response)]
     count = ["--count", str(args.sample), "--length", str(args.response)]
     generate = {

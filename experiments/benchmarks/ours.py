@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", required=True)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--remat", default="none")
+    parser.add_argument("--remat", default="dots")
     parser.add_argument("--sample", type=int, default=0, help="K; 0 = train")
     parser.add_argument("--length", type=int, default=32, help="tokens of a sampled response")
     return parser
