@@ -16,6 +16,7 @@ from rubric_jax.data import loading, processing
 from rubric_jax.train import setup as setup_lib
 from tests.parity import checkpoints, tiled, tiled_processors
 from tests.parity import test_families as families
+from tests.stages import jobs
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", "what", "is", "this", "?", "a", "red", "blue",
          "circle", "square", "user", "model"]  # fmt: skip
@@ -190,3 +191,20 @@ def test_dpo_trains_by_the_familys_config_and_transformers_reads_the_result(save
         wanted = torch.log_softmax(logits, -1)[range(len(response)), response].numpy()
         got = arrays["logps"][row, branch, : len(wanted)]
         np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("saved", ["internvl", "idefics3", "llava_next"], indirect=True)
+def test_a_round_is_sampled_judged_by_the_model_itself_and_trained(saved, tmp_path):
+    kind, directory, _ = saved
+    own = {"checkpoint": str(directory), "family": kind}
+    judge = {"judge": "vlm", "yes": "red", "no": "blue", **own}
+    groups = {"model": own, "judging": {"judge": judge}, "data": {"max_prompt": 2048}}
+    config = jobs.config(**groups, rounds={"count": 1})
+    stages.Run(config, str(tmp_path)).all()
+    verdicts = [json.loads(line) for line in (tmp_path / "round_1" / "verdicts.jsonl").open()]
+    found = [verdict for row in verdicts for verdict in row["verdicts"]]
+    assert len(found) == 8 * 3
+    assert {verdict["status"] for verdict in found} == {"scored"}
+    assert len({score for verdict in found for score in verdict["scores"].values()}) > 8
+    assert (tmp_path / "round_1" / "policy" / "config.json").exists()

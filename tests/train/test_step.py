@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rubric_jax import paths, types
+from rubric_jax.models import attention
 from rubric_jax.train import step as step_lib
 from tests.train import steps
 
@@ -248,6 +249,17 @@ def test_rematerialisation_changes_no_value(remat):
     plain, again = dpo(), steps.case(steps.DPO, remat=remat, trainable=FROZEN_TOWER)
     batch = steps.batch(plain, rows=8)
     steps.assert_close(again.run(batch), plain.run(batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_heads_in_turn_change_no_value(remat, monkeypatch):
+    plain = dpo()
+    batch = steps.batch(plain, rows=8)
+    wanted = plain.run(batch)
+    monkeypatch.setattr(attention, "_LARGE", 0)
+    again = steps.case(steps.DPO, remat=remat, trainable=FROZEN_TOWER)
+    steps.assert_close(again.run(batch), wanted)
 
 
 def test_padded_positions_reach_nothing():
