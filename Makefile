@@ -22,10 +22,10 @@ quickstart: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not sweep'
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not sweep'
 
 sweep: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m sweep
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m sweep
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/python -m ruff check .

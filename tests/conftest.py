@@ -31,7 +31,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # The files that take longest: a worker takes whole files, and the last one should be short.
-LONG = ("test_run.py", "test_online.py", "test_loop.py", "test_zoo.py", "test_front.py")
+LONG = (
+    "test_run.py",
+    "test_loop.py",
+    "test_zoo.py",
+    "test_families.py",
+    "test_commands.py",
+    "test_front.py",
+    "test_qwen.py",
+    "test_step.py",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -40,7 +49,8 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("sweep"):
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name not in LONG, item.path not in slow))
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: (rank.get(item.path.name, len(LONG)), item.path not in slow))
 
 
 @pytest.fixture(scope="module", autouse=True)
