@@ -77,9 +77,9 @@ def estimate(setup: setup_lib.Setup, plan: loading.Plan) -> Estimate:
 def _activations(setup: setup_lib.Setup, plan: loading.Plan, shape: loading.Shape) -> int:
     """Bytes of a microbatch on one device, at the height of the backward pass.
 
-    What the forward pass keeps for it, what is computed again and kept meanwhile, and a chunk's
-    logits with their gradient. Along the mesh axis `tensor` only the logits count as cut: an upper
-    bound, for heads and hidden units are cut there, and states are not.
+    What the forward pass keeps for it, and what is computed again and kept meanwhile: a chunk's
+    logits with their gradient, or whatever else is more. Along the mesh axis `tensor` only those
+    logits count as cut: an upper bound, for heads and hidden units are cut there, states are not.
     """
     rows = math.ceil(plan.batch_size / plan.groups)
     batch, chunk = _batch(setup, rows, shape), setup.config.model.logps_chunk
@@ -92,8 +92,10 @@ def _activations(setup: setup_lib.Setup, plan: loading.Plan, shape: loading.Shap
     def total(kept, frozen, batch):
         return jnp.sum(step_lib.branch_logps(task, paths.merge(kept, frozen), batch))
 
-    again = _computed_again(jax.make_jaxpr(total)(kept, frozen, batch).jaxpr)
-    return int(_residuals(total, kept, frozen, batch) + again + logits + inputs)
+    with jax.set_mesh(setup.mesh):  # which attention depends on
+        stored = _residuals(total, kept, frozen, batch)
+        again = _computed_again(jax.make_jaxpr(total)(kept, frozen, batch).jaxpr)
+    return int(stored + max(again, logits) + inputs)
 
 
 def _residuals(function: Callable, *given) -> int:
@@ -114,7 +116,7 @@ def _residuals(function: Callable, *given) -> int:
 def _computed_again(jaxpr: core.Jaxpr) -> int:
     """What the largest part that the backward pass computes again keeps meanwhile, in bytes.
 
-    That is a layer under `remat`, and everywhere the scores of attention.
+    That is a layer under `remat`, and everywhere the scores of attention or a chunk of logits.
     """
     most = 0
     for eqn in jaxpr.eqns:
