@@ -36,9 +36,9 @@ class Model:
     reference: str = ""  # where the frozen reference comes from; "" = the same checkpoint
     dtype: str = "float32"  # of the computation: float32 or bfloat16
     param_dtype: str = "float32"  # of the parameters and the optimizer's moments
-    remat: str = (
-        "full"  # none: keep activations; dots: keep matmul results; full: keep layer inputs
-    )
+    # What the backward pass need not compute again. none: activations; dots: results of products;
+    # full: inputs of layers and what attention gives. Scores of attention it always does.
+    remat: str = "full"
     logps_chunk: int = 128  # response positions per instance whose logits exist at a time
     quantise: str = ""  # int8 or nf4: the frozen decoder under an adapter in few bits; "" = off
     # Small modules on hidden states, trained with the model and read by terms:

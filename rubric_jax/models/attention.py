@@ -31,14 +31,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import ad_checkpoint
 
 from rubric_jax import types
 from rubric_jax.models import layers
 
 Array = types.Array
 
+# What a layer that is computed again keeps all the same, or scores would be computed a third time.
+KEPT = jax.checkpoint_policies.save_only_these_names("attended")
+
 # The prefix attends to itself in strips of at least so many queries, without the keys behind them.
 _STRIP = 128
+_STRIPS = 8  # at most: they compute 56 % of the square, and each is compiled by itself
 # Scores of one row and key head from which a CPU takes them by themselves.
 _LARGE = 128 * 128
 
@@ -98,7 +103,7 @@ def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
     count, heads = len(k), k.shape[2]
     small = q.shape[1] * (q.shape[2] // heads) * k.shape[1] < _LARGE
     if small or not layers.one_cpu():
-        return attend(q, k, v, *rows)
+        return ad_checkpoint.checkpoint_name(attend(q, k, v, *rows), "attended")
 
     def cut(x: Array) -> Array:  # [R, Q, H, h] -> [R * J, 1, Q, H/J, h]
         x = jnp.moveaxis(_group(x, heads), 2, 1)
@@ -107,7 +112,7 @@ def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
     rows = jax.tree.map(lambda x: jnp.repeat(x, heads, axis=0)[:, None], rows)
     out = jax.lax.map(lambda one: attend(*one), (cut(q), cut(k), cut(v), *rows))
     out = out.reshape(count, heads, q.shape[1], -1, q.shape[-1])
-    return jnp.moveaxis(out, 1, 2).reshape(q.shape)
+    return ad_checkpoint.checkpoint_name(jnp.moveaxis(out, 1, 2).reshape(q.shape), "attended")
 
 
 def both_ways(q: Array, k: Array, v: Array, real: Array | None = None) -> Array:
@@ -192,7 +197,7 @@ def _prefix(q: Array, k: Array, v: Array, blocks: Array | None, kind: Kind) -> A
     prefix = q.shape[1]
     # Padding comes last and is in no block, so no real token sees it.
     keep = _prefix_mask(prefix, blocks, kind.window)
-    count = 1 if blocks is not None else max(prefix // _STRIP, 1)
+    count = 1 if blocks is not None else min(max(prefix // _STRIP, 1), _STRIPS)
     ends = [-(-prefix * (i + 1) // count) for i in range(count)]
     strips = [
         _attend(q[:, start:end], k[:, :end], v[:, :end], keep[:, start:end, :end], kind)
@@ -253,8 +258,8 @@ def _branches(
     most = jax.lax.stop_gradient(jnp.maximum(jnp.max(prefix, axis=-1), jnp.max(own, axis=-1)))
     prefix, own = (jnp.exp(scores - most[..., None]) for scores in (prefix, own))
     total = jnp.sum(prefix, axis=-1) + jnp.sum(own, axis=-1)  # [R, N, J, H/J, T']
-    out = jnp.einsum("rnjgtp,rjph->rnjgth", prefix.astype(pv.dtype), pv, **f32)
-    out = out + jnp.einsum("rnjgts,rnjsh->rnjgth", own.astype(pv.dtype), ov, **f32)
+    out = jnp.einsum("rnjgtp,rjph->rnjgth", prefix.astype(pv.dtype), pv)
+    out = out + jnp.einsum("rnjgts,rnjsh->rnjgth", own.astype(pv.dtype), ov)
     out = (out / total[..., None]).astype(pv.dtype)
     return jnp.moveaxis(out, 4, 2).reshape(q.shape)
 

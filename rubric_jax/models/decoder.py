@@ -2,7 +2,7 @@
 generations change about it, as options.
 
 Depth is scanned: parameters of all layers are stacked on a leading axis, and a 40-layer model
-compiles as one layer.
+compiles as one layer (but for `decode`, which takes layers apart).
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ Array = types.Array
 
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, attention.KEPT
+    ),
+    "full": attention.KEPT,
 }
 
 

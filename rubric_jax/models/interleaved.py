@@ -107,7 +107,10 @@ class Parts(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Where sampling stands: keys and values of every layer, and what the next token needs."""
+    """Where sampling stands: keys and values of every layer, and what the next token needs.
+
+    On one CPU it holds the decoder's layers a second time, one by one.
+    """
 
     # Leading axis: layers; or one by one, where `apart` holds the parameters of each layer.
     layers: attention.Cache | tuple[attention.Cache, ...]

@@ -134,7 +134,7 @@ def rotate(x: Array, angles: Array) -> Array:
 
 
 def one_cpu() -> bool:
-    """Whether what is traced now will run on a single CPU device."""
+    """Whether what is traced now will run on a single CPU device, as far as the mesh tells."""
     return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
 
 

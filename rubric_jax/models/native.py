@@ -114,7 +114,7 @@ class Tower(nn.Module):
         angles = angles.reshape(count, -1, half)  # [X, S, h / 2]
         real = jnp.repeat(where[..., 0] >= 0, patches, axis=1)
         whole = np.isin(np.arange(c.depth), c.whole) if c.window else np.ones(c.depth, bool)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = nn.remat(Block, prevent_cse=False, policy=attention.KEPT) if self.remat else Block
         stack = nn.scan(
             block,
             variable_axes={"params": 0},

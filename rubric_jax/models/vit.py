@@ -119,7 +119,7 @@ class ViT(nn.Module):
             x = layers.LayerNorm(c.norm_eps, self.dtype, name="pre_norm")(x)
         start = x
         collect = len(self.depths) > 1
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = nn.remat(Block, prevent_cse=False, policy=attention.KEPT) if self.remat else Block
         stack = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.depth
         )

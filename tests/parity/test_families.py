@@ -11,7 +11,7 @@ import transformers
 from rubric_jax import config as config_lib
 from rubric_jax import models, sampling, sharding, types
 from rubric_jax.likelihoods import autoregressive
-from rubric_jax.models import weights
+from rubric_jax.models import layers, weights
 from tests import toys
 from tests.parity import checkpoints, tiled
 from tests.parity.test_llava import batch_of, rows, torch_grads
@@ -170,7 +170,9 @@ def test_branches_equal_separate_rows(pair):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_greedy_sampling_equals_generate(variant, tmp_path):
+def test_greedy_sampling_equals_generate(variant, tmp_path, monkeypatch):
+    if list(VARIANTS).index(variant) % 2:  # the loop over stacked layers, as on other devices
+        monkeypatch.setattr(layers, "one_cpu", lambda: False)
     # A random model whose unembedding is its scaled embedding says its last token over and over.
     family, model, _, vlm, params = both(variant, tmp_path, tie_word_embeddings=False)
     prompts, responses, counts, pictures = example(family, model)

@@ -12,7 +12,7 @@ import transformers
 from rubric_jax import config as config_lib
 from rubric_jax import models, paths, sampling, sharding, types
 from rubric_jax.likelihoods import autoregressive
-from rubric_jax.models import adapter_files, adapters, weights
+from rubric_jax.models import adapter_files, adapters, layers, weights
 from tests.parity import checkpoints
 from tests.parity.test_adapters_peft import assert_same, begun, moved_by_peft
 from tests.parity.test_llava import torch_grads
@@ -242,8 +242,10 @@ def test_adapters_are_the_same_in_peft(variant, tmp_path):
     assert np.abs((again - ours) * batch.mask).max() > 0.01
 
 
-def test_greedy_sampling_equals_generate(pair):
+def test_greedy_sampling_equals_generate(pair, request, monkeypatch):
     model, _, vlm, params, (prompts, responses, shown) = pair
+    if request.node.callspec.indices["pair"] % 2:  # the loop over stacked layers
+        monkeypatch.setattr(layers, "one_cpu", lambda: False)
     batch = batch_of(vlm, prompts, responses, shown)
     wanted = []
     for prompt, pictures in zip(prompts, shown):

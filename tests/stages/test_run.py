@@ -291,12 +291,13 @@ def test_killed_in_every_stage_a_run_ends_the_same(tmp_path):
         config = jobs.config(judging={"judge": judge}, sample={"batch_size": 4})
         moments = [
             lambda: _lines(run / "rubrics.jsonl") >= 3,
+            lambda: _lines(run / "round_1" / "samples.jsonl") >= 4,
             lambda: (run / "round_1" / "verdicts.json").exists() and len(s.calls) > 12,
             lambda: (run / "round_1" / "train" / "config.json").exists(),
             lambda: (run / "round_2" / "train" / "metrics.jsonl").exists(),
         ]
         killed = [jobs.kill_when(jobs.start(config, run), moment) for moment in moments]
-        assert sum(killed) >= 3  # a moment may pass unseen: the run then ends
+        assert sum(killed) >= 4  # a moment may pass unseen: the run then ends
         jobs.finish(config, run)
         asked = [json.dumps(call, sort_keys=True) for call in s.calls]
         s.calls.clear()

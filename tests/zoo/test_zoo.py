@@ -1,4 +1,5 @@
-"""configs/zoo: every config fits what it names, steps, and has its method's property."""
+"""configs/zoo: every config fits what it names and has its method's property, and those step that
+ask something of the step that others do not (in a sweep: every one)."""
 
 import json
 import pathlib
@@ -153,13 +154,13 @@ def compiled(config, objective):
 
 
 def _cases():
-    """Every config; a sweep where those before it ask all that it asks of the step."""
+    """Every config; a sweep where those before it ask all of the step, its terms aside."""
     seen, cases = set(), []
     for name, module in CONFIGS.items():
         config = config_lib.build(module.get_config())
         objective = setup.objective(config)
         parts = {part for value in config.objective.values() for part in value.get("with", {})}
-        parts |= {config.train.reference, *config.model.heads}
+        parts |= {config.train.reference, repr(config.optimizer.trainable), *config.model.heads}
         parts |= {"online"} if config.online.updates else set()
         parts |= {"spans"} if objective.spans else set()
         parts |= {"kl"} if objective.needs_kl else set()
