@@ -1,7 +1,7 @@
 """How the step grows with branches, with the prefix and with devices; what a pod would send.
 
-python experiments/benchmarks/scale.py --part branches      1, 2, 4, 8 branches behind one prefix
-python experiments/benchmarks/scale.py --part prefix        150, 300, 600 tokens
+python experiments/benchmarks/scale.py --part branches      1, 2, 8 branches behind one prefix
+python experiments/benchmarks/scale.py --part prefix        150, 600 tokens
 python experiments/benchmarks/scale.py --part mesh          8 virtual devices of this CPU
 python experiments/benchmarks/scale.py --part plan --model 7b --mesh fsdp=32 --rows 256
 
@@ -26,8 +26,8 @@ from rubric_jax import sharding
 from rubric_jax.train import loop
 from rubric_jax.train import setup as setup_lib
 
-BRANCHES = (1, 2, 4, 8)
-PREFIX = (150, 300, 600)
+BRANCHES = (1, 2, 8)
+PREFIX = (150, 600)
 MESHES = ("data=8", "fsdp=8", "fsdp=4,tensor=2")
 
 

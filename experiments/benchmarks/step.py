@@ -28,14 +28,7 @@ from rubric_jax.train import loop
 from rubric_jax.train import setup as setup_lib
 
 # What one run compares; fields of `Setting`.
-SETTINGS = (
-    {"prompt": 190, "remat": "none"},
-    {"prompt": 190, "remat": "full"},
-    {"prompt": 600, "remat": "none"},
-    {"prompt": 600, "branches": 1},
-    {"prompt": 600, "branches": 8},
-)
-BRANCHES = ("8 branches / 1", "prompt 600, 8 branches", "prompt 600, 1 branches")
+SETTINGS = ({"prompt": 190, "remat": "none"}, {"prompt": 190, "remat": "full"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,10 +77,9 @@ def main() -> None:
     made = {setting.name: build(size, setting, mesh) for setting in settings}
     seconds = common.time_cases({name: case.step for name, case in made.items()}, args.repeats)
     more = {name: figures(case, seconds[name]) for name, case in made.items()}
-    ratios = {BRANCHES[0]: BRANCHES[1:]} if set(BRANCHES[1:]) <= set(made) else {}
     sizes = dataclasses.asdict(size) | {"mesh": dataclasses.asdict(mesh)}
     del sizes["prompt"], sizes["family"]
-    common.report(args, sizes, seconds, ratios, more=more)
+    common.report(args, sizes, seconds, {}, more=more)
     for name, found in more.items():
         shown = {key: f"{value:.4g}" for key, value in found.items() if isinstance(value, float)}
         print(name, *(f"{key}={value}" for key, value in shown.items()))
