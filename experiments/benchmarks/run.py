@@ -1,6 +1,6 @@
 """All benchmarks at small size, one after the other, into one file: `make bench`.
 
-python experiments/benchmarks/run.py             CPU; under 10 minutes on 2 idle cores
+python experiments/benchmarks/run.py             CPU; about 10 minutes on 2 idle cores
 python experiments/benchmarks/run.py --gpu       the rows that need a GPU; not measured yet
 python experiments/benchmarks/run.py --list      what would run
 
