@@ -32,6 +32,7 @@ CPU = (
     "judging.py --repeats 5",
     "load.py --repeats 5",
     "data.py --repeats 5",
+    "padding.py",
 )
 GPU = (
     "against.py --cuda --repeats 10",

@@ -1,8 +1,16 @@
 """Which rows a step reads, and at which padded shape: a pure function of (seed, step).
 
-Rows are sorted by length and cut into at most `buckets` runs of whole batches; the cuts minimise
-the padded tokens of an epoch. A batch stays inside its bucket, so an epoch visits every row once
-and only the bucket of the longest rows has a partial batch, filled up with padding rows (-1).
+Every row goes to the cheapest of at most `buckets` padded shapes that holds it. The shapes are
+chosen together, over prompts and responses, for few padded tokens in an epoch:
+
+    responses      . . . . : . . : .    . = rows; each shape reaches from the origin to its corner
+             ------------ . : . . :
+             . : : . . . | : . . .|     What is left of a shape's rows beyond whole batches goes to
+             : : : : . . | : : . .|     the next one that holds it, so only one has a partial batch,
+             ---------------------      filled up with padding rows (-1).
+                          prompts
+
+A batch has one shape, and an epoch visits every row once.
 With phases (a curriculum), rows and batches are shuffled within their phase; what a phase leaves of
 a batch is filled up with rows of the next one, and no row comes before its phase.
 Every process computes the same plan from the lengths; nothing is communicated.
@@ -17,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_CUTS = 64  # places at which a bucket may end, at most
+_MARKS = 32  # lengths of prompts, and of responses, that shapes are made of, at most
 
 
 class Shape(NamedTuple):
@@ -95,60 +103,86 @@ def plan(
         raise ValueError("There are no rows to plan batches for.")
     prompts = _round_up(index["prompt_lengths"][rows].max(axis=1))  # [R]
     responses = _round_up(index["response_lengths"][rows].max(axis=1, initial=0))  # [R]
-    contexts, branches = index["prompt_lengths"].shape[1], index["response_lengths"].shape[1]
-    order = np.argsort(contexts * prompts + branches * responses, kind="stable")
-    high_p, high_t = np.maximum.accumulate(prompts[order]), np.maximum.accumulate(responses[order])
-    cuts = _cuts(contexts * high_p + branches * high_t, batch_size, buckets)
-    bucket = np.empty(len(rows), np.int64)
-    bucket[order] = np.searchsorted(cuts, np.arange(len(rows)), side="right")
+    needs = np.stack([prompts, responses], axis=1)
+    # A token of the prompt is there once for each context, one of a response for each branch.
+    weights = index["prompt_lengths"].shape[1], index["response_lengths"].shape[1]
+    if shuffle:
+        sizes, bucket = _fit(needs, np.array(weights), batch_size, buckets)
+    else:  # the batches are given: each goes to a shape as a whole
+        starts = np.arange(0, len(rows), batch_size)
+        sizes, bucket = _fit(np.maximum.reduceat(needs, starts), np.array(weights), 1, buckets)
+        bucket = np.repeat(bucket, batch_size)[: len(rows)]
     shapes = []
-    for k, cut in enumerate(cuts):
-        members = bucket == k if shuffle else bucket <= k
-        slots = _most_images(index["images"][rows[members]], batch_size // groups)
-        cells = int(index["cells"][rows[members]].max())
+    for k, (prompt, response) in enumerate(sizes.tolist()):
+        members = rows[bucket == k]
+        slots = _most_images(index["images"][members], batch_size // groups)
+        cells = int(index["cells"][members].max())
         cells = int(_round_up(np.array(cells))) if cells > 1 else 1
-        shapes.append(Shape(int(high_p[cut - 1]), int(high_t[cut - 1]), slots, cells))
+        shapes.append(Shape(prompt, response, slots, cells))
     made = Plan(tuple(shapes), rows, bucket, batch_size, groups, seed, shuffle)
     if phases is not None and shuffle:
         made = dataclasses.replace(made, phase=phases.of, key=phases.key)
-    used = np.unique(_epoch(made, 0)[0])
-    if len(used) == len(shapes):
-        return made
-    # In input order a short bucket may never fill a batch of its own: drop shapes that never come.
-    keep = np.searchsorted(used, bucket)
-    return dataclasses.replace(made, shapes=tuple(shapes[k] for k in used), bucket=keep)
+    return made
 
 
-def _cuts(cost: np.ndarray, batch_size: int, buckets: int) -> np.ndarray:
-    """Ends of buckets, ascending, the last one R; `cost` [R] is that of a row padded to its bucket
-    when the bucket ends there. All but the last are multiples of the batch size."""
-    total = len(cost)
-    batches = -(-total // batch_size)
-    ends = np.unique(np.linspace(1, batches, min(batches, _CUTS)).astype(np.int64)) * batch_size
-    ends[-1] = total
-    price = cost[ends - 1].astype(np.float64)
-    best = ends * price  # one bucket up to each end
-    previous = [np.full(len(ends), -1)]
-    for _ in range(1, min(buckets, len(ends))):
-        # [i, j]: buckets so far end at i, one more from there to j
-        costs = best[:, None] + (ends[None] - ends[:, None]) * price[None]
-        costs[np.tril_indices(len(ends))] = np.inf
-        choice = np.argmin(costs, axis=0)
-        cheaper = costs[choice, np.arange(len(ends))] < best
-        previous.append(np.where(cheaper, choice, -1))
-        best = np.where(cheaper, costs[choice, np.arange(len(ends))], best)
-    return _walk(ends, previous)
+def _fit(
+    needs: np.ndarray, weights: np.ndarray, batch_size: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many shapes for rows that need [R, 2] tokens of prompt and response.
+
+    Shapes are added one by one, each the best beside the others, and then exchanged for better
+    ones; the number of shapes is the one with the fewest padded tokens, weighed, in whole batches.
+
+    Returns (int64 [K, 2] shapes, cheap to dear, int64 [R] the shape of each row).
+    """
+    sizes, counts = np.unique(needs, axis=0, return_counts=True)
+    marks = [_marks(need) for need in needs.T]
+    offered = np.stack(np.meshgrid(*marks, indexing="ij"), axis=-1).reshape(
+        -1, 2
+    )  # the last is all
+    offered = offered[np.argsort(offered @ weights, kind="stable")]
+    holds = (offered[:, None] >= sizes[None]).all(axis=2)
+    cost = np.where(holds, (offered @ weights)[:, None] * counts[None], np.inf)  # [offered, sizes]
+    chosen: list[int] = []
+    found = []
+    for count in range(min(most, len(offered))):
+        chosen.append(_best(cost, chosen) if count else len(offered) - 1)
+        for i in range(1, count + 1):
+            chosen[i] = _best(cost, chosen[:i] + chosen[i + 1 :])
+        found.append(_settle(needs, offered[sorted(set(chosen))], weights, batch_size))
+    _, sizes, bucket = min(found, key=lambda one: one[0])
+    used, bucket = np.unique(bucket, return_inverse=True)
+    return sizes[used], bucket
 
 
-def _walk(ends: np.ndarray, previous: list[np.ndarray]) -> np.ndarray:
-    """Follows the choices of `_cuts` back from the last end."""
-    at, level, cuts = len(ends) - 1, len(previous) - 1, []
-    while at >= 0:
-        cuts.append(int(ends[at]))
-        while level > 0 and previous[level][at] < 0:  # no bucket gained at this level
-            level -= 1
-        at, level = (int(previous[level][at]), level - 1) if level > 0 else (-1, 0)
-    return np.array(cuts[::-1])
+def _marks(need: np.ndarray) -> np.ndarray:
+    """Lengths that shapes may have: all, or some by the rows that need them, some by size."""
+    every = np.unique(need)
+    if len(every) <= _MARKS:
+        return every
+    parts = np.linspace(0, 1, _MARKS // 2 + 1)[1:]
+    found = [np.quantile(x, parts, method="inverted_cdf") for x in (need, every)]
+    return np.unique(np.concatenate(found))
+
+
+def _best(cost: np.ndarray, others: list[int]) -> int:
+    """The shape that saves most beside the others."""
+    return int(np.argmin(np.minimum(cost, cost[others].min(axis=0)).sum(axis=1)))
+
+
+def _settle(
+    needs: np.ndarray, sizes: np.ndarray, weights: np.ndarray, batch_size: int
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """(padded tokens, sizes, int64 [R] the shape of each row): whole batches for all but one."""
+    holds = (sizes[:, None] >= needs[None]).all(axis=2)  # [K, R]; the last holds all
+    bucket = np.argmax(holds, axis=0)
+    dear = np.argsort(needs @ weights, kind="stable")
+    for k in range(len(sizes) - 1):
+        own = dear[bucket[dear] == k]
+        rest = own[len(own) - len(own) % batch_size :]
+        bucket[rest] = k + 1 + np.argmax(holds[k + 1 :, rest], axis=0)
+    batches = -(-np.bincount(bucket, minlength=len(sizes)) // batch_size)
+    return int(batches @ (sizes @ weights)), sizes, bucket
 
 
 def _most_images(images: np.ndarray, group: int) -> int:

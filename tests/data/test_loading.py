@@ -72,6 +72,18 @@ def test_two_lengths_get_two_tight_shapes():
     assert sorted(sorted(plan(step)[1].tolist()) for step in range(2)) == [[0, 2], [1, 3]]
 
 
+def test_long_prompts_and_long_responses_get_shapes_of_their_own():
+    lengths = index_of([100] * 4 + [10] * 4, [10] * 4 + [100] * 4)
+    plan = loading.plan(lengths, batch_size=2, buckets=3)
+    assert {shape[:2] for shape in plan.shapes} == {(16, 112), (112, 16)}
+    # One row of each is left over, and only the largest shape holds both.
+    plan = loading.plan(lengths, batch_size=3, buckets=3)
+    assert [shape[:2] for shape in plan.shapes][-1] == (112, 112)
+    left = [members[members >= 0] for shape, members in map(plan, range(3)) if shape[0] == shape[1]]
+    assert [len(members) for members in left] == [2]
+    assert {int(row) // 4 for row in left[0]} == {0, 1}
+
+
 def test_in_input_order_short_rows_bring_their_images_into_long_batches():
     lengths = index_of([10, 100, 12, 97], [5, 40, 6, 33], [5, 1, 1, 1])
     plan = loading.plan(lengths, batch_size=2, buckets=2, shuffle=False)
