@@ -38,7 +38,7 @@ from rubric_jax import paths
 HARMLESS = (
     r"mesh\..*",
     r"data\.(workers|prefetch|cache)",
-    r"model\.(remat|logps_chunk)",
+    r"model\.(remat|attention|logps_chunk)",
     r"train\.(log_every|eval_every|checkpoint_every|keep|keep_best|best_metric|best_mode)",
     r"train\.(tensorboard|wandb_project)",
     r"online\.shown",

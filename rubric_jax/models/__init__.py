@@ -32,9 +32,17 @@ MODELS = {
 }
 
 
-def build(family: str, directory, *, dtype: str = "float32", remat: str = "none") -> vlm.VLM:
-    """The model of a checkpoint directory, without its weights."""
-    config.bind(MODELS, family, {"dtype": dtype, "remat": remat}, what="model family")
+def build(
+    family: str,
+    directory,
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    attention: str = "auto",
+) -> vlm.VLM:
+    """The model of a checkpoint directory, without its weights; see config.Model."""
+    compute = {"dtype": dtype, "remat": remat, "attention": attention}
+    config.bind(MODELS, family, compute, what="model family")
     file = pathlib.Path(directory) / "config.json"
     if not file.exists():
         raise ValueError(f"No config.json in {directory}; is it a Hugging Face model directory?")
@@ -42,7 +50,7 @@ def build(family: str, directory, *, dtype: str = "float32", remat: str = "none"
         values = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
-    return MODELS[family](values, dtype=dtype, remat=remat)
+    return MODELS[family](values, **compute)
 
 
 def directory(checkpoint: str) -> pathlib.Path:

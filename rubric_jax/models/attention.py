@@ -17,8 +17,9 @@ positions back) and blocks (prefix tokens of one block see each other both ways:
 whole prefix).
 
 `tree` computes this without the zero blocks: queries of a branch meet the prefix and their own
-branch only. `mask` writes the rule out; `dense` is the plain route that tests compare `tree` with.
-No scores are stored for the backward pass (`each_head`).
+branch only. No scores are stored for the backward pass (`each_head`). On a TPU a kernel does both
+(splash.py), unless the family has windows or blocks. `mask` writes the rule out; `dense` is the
+route that tests compare the others with.
 
 Shapes: R rows, S = P + N*T tokens, H query heads, J key heads (H is a multiple of J), h head size.
 """
@@ -34,12 +35,13 @@ import jax.numpy as jnp
 from jax import ad_checkpoint
 
 from rubric_jax import types
-from rubric_jax.models import layers
+from rubric_jax.models import layers, splash
 
 Array = types.Array
 
 # What a layer that is computed again keeps all the same, or scores would be computed a third time.
-KEPT = jax.checkpoint_policies.save_only_these_names("attended")
+_NAME = "attended"
+KEPT = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 # The prefix attends to itself in strips of at least so many queries, without the keys behind them.
 _STRIP = 128
@@ -78,18 +80,45 @@ class Kind(NamedTuple):
     window: Array | None = None  # int32 scalar, positions; 0 = all; None = no layer has one
 
 
-def tree(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
-    """Training: q [R, S, H, h], k and v [R, S, J, h] -> ([R, S, H, h], None)."""
-    out, _ = prefill(q, k, v, cache, tables, kind)
+def tree(
+    q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind, *, route: str = "auto"
+):
+    """Training: q [R, S, H, h], k and v [R, S, J, h] -> ([R, S, H, h], None).
+
+    route: config.model.attention. ValueError where it is "splash" and the kernel cannot do it.
+    """
+    out, _ = prefill(q, k, v, cache, tables, kind, route=route)
     return out, None
 
 
-def prefill(q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind):
+def prefill(
+    q: Array, k: Array, v: Array, cache: None, tables: Tables, kind: Kind, *, route: str = "auto"
+):
     """As `tree`, and returns the prefix's keys and values [R, J, P, h] for later steps."""
-    prefix = tables.valid.shape[1]
-    row = functools.partial(_row, tables.own, kind)
-    out = each_head(row, q, k, v, tables.valid, tables.blocks)
+    prefix, length = tables.valid.shape[1], len(tables.own)
+    if _by_kernel(route, k, tables, kind):
+        out = splash.rows(q, k, v, tables.valid, length, kind.scale, kind.cap, _NAME)
+    else:
+        row = functools.partial(_row, tables.own, kind)
+        out = each_head(row, q, k, v, tables.valid, tables.blocks)
     return out, tuple(jnp.swapaxes(x[:, :prefix], 1, 2) for x in (k, v))
+
+
+def _by_kernel(route: str, k: Array, tables: Tables, kind: Kind) -> bool:
+    if route == "plain" or (route == "auto" and layers.platform() != "tpu"):
+        return False
+    obstacles = {
+        "layers have windows": kind.window is not None,
+        "prefix tokens see each other both ways": tables.blocks is not None,
+        "the mesh does not divide rows or key heads": not splash.fits(len(k), k.shape[2]),
+        "the kernel is not for GPUs": layers.platform() == "gpu",
+    }
+    found = " and ".join(obstacle for obstacle, here in obstacles.items() if here)
+    if route == "splash" and found:
+        raise ValueError(
+            f"config.model.attention is 'splash', but {found}; take 'auto' or 'plain'."
+        )
+    return not found
 
 
 def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
@@ -103,7 +132,7 @@ def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
     count, heads = len(k), k.shape[2]
     small = q.shape[1] * (q.shape[2] // heads) * k.shape[1] < _LARGE
     if small or not layers.one_cpu():
-        return ad_checkpoint.checkpoint_name(attend(q, k, v, *rows), "attended")
+        return ad_checkpoint.checkpoint_name(attend(q, k, v, *rows), _NAME)
 
     def cut(x: Array) -> Array:  # [R, Q, H, h] -> [R * J, 1, Q, H/J, h]
         x = jnp.moveaxis(_group(x, heads), 2, 1)
@@ -112,7 +141,7 @@ def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
     rows = jax.tree.map(lambda x: jnp.repeat(x, heads, axis=0)[:, None], rows)
     out = jax.lax.map(lambda one: attend(*one), (cut(q), cut(k), cut(v), *rows))
     out = out.reshape(count, heads, q.shape[1], -1, q.shape[-1])
-    return ad_checkpoint.checkpoint_name(jnp.moveaxis(out, 1, 2).reshape(q.shape), "attended")
+    return ad_checkpoint.checkpoint_name(jnp.moveaxis(out, 1, 2).reshape(q.shape), _NAME)
 
 
 def both_ways(q: Array, k: Array, v: Array, real: Array | None = None) -> Array:

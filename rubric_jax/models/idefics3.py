@@ -59,7 +59,9 @@ class Config:
         return self.vision.width * self.square**2
 
 
-def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none") -> vlm_lib.VLM:
+def build(
+    hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none", attention: str = "auto"
+) -> vlm_lib.VLM:
     """The model of a checkpoint's config.json. Raises ValueError on another architecture."""
     config = read_config(hf)
     vision, text, tokens = config.vision, config.decoder, config.tokens_per_tile
@@ -71,7 +73,8 @@ def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none")
         picture_flops=lambda cells: tile,
     )
     start, spec = functools.partial(init, config), weight_map(config)
-    return interleaved.build(parts, config, start, RULES, spec, dtype=dtype, remat=remat)
+    compute = {"dtype": dtype, "remat": remat, "attention": attention}
+    return interleaved.build(parts, config, start, RULES, spec, **compute)
 
 
 def init(config: Config, key: jax.Array) -> Params:

@@ -129,6 +129,7 @@ def build(
     *,
     dtype: str,
     remat: str,
+    attention: str,
 ) -> vlm_lib.VLM:
     """The VLM of a family's parts; `config` is what tells two checkpoints' functions apart."""
     dtype = jnp.dtype(dtype)
@@ -136,9 +137,9 @@ def build(
     return vlm_lib.VLM(
         config=config,
         init=init,
-        hidden=bind(hidden, parts, dtype, remat),
+        hidden=bind(hidden, parts, dtype, remat, attention),
         unembed=bind(unembed, parts, dtype),
-        prefill=bind(prefill, parts, dtype),
+        prefill=bind(prefill, parts, dtype, attention),
         decode=bind(decode, parts, dtype),
         media=bind(media, parts.media),
         rules=rules,
@@ -182,6 +183,7 @@ def hidden(
     parts: Parts,
     dtype,
     remat: str,
+    route: str,
     params,
     batch: types.Batch,
     layout: types.Layout,
@@ -189,7 +191,8 @@ def hidden(
 ):
     """The states that predict each response token, [B, N, T, D]; `last`: see rows.unpack."""
     _check_length(parts, batch.prompts.shape[2] + batch.responses.shape[2])
-    model = decoder.Decoder(parts.decoder, dtype, remat, attention.tree)
+    attend = functools.partial(attention.tree, route=route)
+    model = decoder.Decoder(parts.decoder, dtype, remat, attend)
     own = {"params": params["decoder"]}
     prompts, deep = _prompts(parts, dtype, remat, params, batch)
     responses = model.apply(own, batch.responses, method="embed")  # [B, N, T, D]
@@ -208,10 +211,13 @@ def unembed(parts: Parts, dtype, params) -> Array:
     return model.apply({"params": params["decoder"]}, method="unembed")
 
 
-def prefill(parts: Parts, dtype, params, batch: types.Batch, branches: int, length: int):
+def prefill(
+    parts: Parts, dtype, route: str, params, batch: types.Batch, branches: int, length: int
+):
     """Reads the first context's prompts. Returns the last states [B, D] and an empty cache."""
     _check_length(parts, batch.prompts.shape[2] + length)
-    model = decoder.Decoder(parts.decoder, dtype, attend=attention.prefill)
+    attend = functools.partial(attention.prefill, route=route)
+    model = decoder.Decoder(parts.decoder, dtype, attend=attend)
     first = batch._replace(
         prompts=batch.prompts[:, :1],
         prompt_lengths=batch.prompt_lengths[:, :1],

@@ -14,6 +14,8 @@ from rubric_jax.models import lora, lowbit
 
 Array = types.Array
 
+ROWS = ("data", "fsdp")  # the axes of the mesh that rows are cut along
+
 
 def quick_gelu(x: Array) -> Array:
     """x * sigmoid(1.702 x), CLIP's activation."""
@@ -133,9 +135,15 @@ def rotate(x: Array, angles: Array) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def platform() -> str:
+    """What the program traced now is for ("cpu", "gpu", "tpu"): the mesh in context knows."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def one_cpu() -> bool:
     """Whether what is traced now will run on a single CPU device, as far as the mesh tells."""
-    return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
 
 
 def shard_rows(x: Array) -> Array:
@@ -144,7 +152,7 @@ def shard_rows(x: Array) -> Array:
     Without the pin XLA may prefer to spread activations the way the fsdp parameters are spread.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    names = tuple(name for name in ("data", "fsdp") if name in mesh.axis_names)
+    names = tuple(name for name in ROWS if name in mesh.axis_names)
     size = math.prod(mesh.shape[name] for name in names)
     if size == 1 or x.shape[0] % size:
         return x

@@ -34,7 +34,9 @@ class Config:
     logit_cap: float
 
 
-def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none") -> vlm_lib.VLM:
+def build(
+    hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none", attention: str = "auto"
+) -> vlm_lib.VLM:
     """The model of a checkpoint's config.json. Raises ValueError on another architecture."""
     config = read_config(hf)
     vision, text = config.vision, config.decoder
@@ -48,7 +50,8 @@ def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none")
         picture_flops=lambda cells: vit.flops(vision) + projector,
     )
     start, spec = functools.partial(init, config), weight_map(config)
-    return interleaved.build(parts, config, start, RULES, spec, dtype=dtype, remat=remat)
+    compute = {"dtype": dtype, "remat": remat, "attention": attention}
+    return interleaved.build(parts, config, start, RULES, spec, **compute)
 
 
 def init(config: Config, key: jax.Array) -> Params:

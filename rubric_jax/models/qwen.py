@@ -108,7 +108,7 @@ def text_config(text, *, tied: bool, axes: tuple[int, ...], **options) -> decode
     return dataclasses.replace(found, position_axes=axes, **options)
 
 
-def build(config: Config, listed: tuple, *, dtype: str, remat: str) -> vlm_lib.VLM:
+def build(config: Config, listed: tuple, *, dtype: str, remat: str, attention: str) -> vlm_lib.VLM:
     """The model; `listed`: the tensors of tower and mergers."""
     text, grid = config.decoder, config.vision.grid
     parts = interleaved.Parts(
@@ -126,7 +126,8 @@ def build(config: Config, listed: tuple, *, dtype: str, remat: str) -> vlm_lib.V
     spec = interleaved.weight_map(listed, text)
     spec = spec._replace(spellings=(*SPELLINGS, *spec.spellings), modules=(*MODULES, *spec.modules))
     start = functools.partial(init, config)
-    return interleaved.build(parts, config, start, RULES, spec, dtype=dtype, remat=remat)
+    compute = {"dtype": dtype, "remat": remat, "attention": attention}
+    return interleaved.build(parts, config, start, RULES, spec, **compute)
 
 
 def init(config: Config, key: jax.Array) -> Params:

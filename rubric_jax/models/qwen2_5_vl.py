@@ -15,12 +15,14 @@ from rubric_jax.models import qwen
 from rubric_jax.models import vlm as vlm_lib
 
 
-def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none") -> vlm_lib.VLM:
+def build(
+    hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none", attention: str = "auto"
+) -> vlm_lib.VLM:
     """The model of a checkpoint's config.json. Raises ValueError on another architecture."""
     config = read_config(hf)
     names = ("visual.merger.ln_q", "visual.merger.mlp.0", "visual.merger.mlp.2")
     listed = (*qwen.tower_map(config.vision), *qwen.merger_map(config, names, "projector"))
-    return qwen.build(config, listed, dtype=dtype, remat=remat)
+    return qwen.build(config, listed, dtype=dtype, remat=remat, attention=attention)
 
 
 def read_config(hf: Mapping[str, Any]) -> qwen.Config:

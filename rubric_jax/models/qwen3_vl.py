@@ -16,13 +16,15 @@ from rubric_jax.models import qwen
 from rubric_jax.models import vlm as vlm_lib
 
 
-def build(hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none") -> vlm_lib.VLM:
+def build(
+    hf: Mapping[str, Any], *, dtype: str = "float32", remat: str = "none", attention: str = "auto"
+) -> vlm_lib.VLM:
     """The model of a checkpoint's config.json. Raises ValueError on another architecture."""
     config = read_config(hf)
     listed = [*qwen.tower_map(config.vision), *_merger(config, "visual.merger", "projector")]
     for i in range(len(config.vision.deep)):
         listed += _merger(config, f"visual.deepstack_merger_list.{i}", "deep", i)
-    return qwen.build(config, tuple(listed), dtype=dtype, remat=remat)
+    return qwen.build(config, tuple(listed), dtype=dtype, remat=remat, attention=attention)
 
 
 def read_config(hf: Mapping[str, Any]) -> qwen.Config:

@@ -89,7 +89,7 @@ def build(config: config_lib.Config) -> Setup:
     directory = models.directory(config.model.checkpoint)
     model = config.model
     heads = head_files.of_checkpoint(directory, model.heads)
-    vlm = models.build(model.family, directory, dtype=model.dtype, remat=model.remat)
+    vlm = _vlm(model, directory)
     adapter = adapter_files.open_adapter(model.adapter, vlm)
     if model.quantise and adapter and adapter.dora:
         raise ValueError(
@@ -237,6 +237,11 @@ def reference(config: config_lib.Config, objective: objectives.Objective) -> str
     return config.train.reference if objective.needs_reference else "none"
 
 
+def _vlm(model: config_lib.Model, directory: pathlib.Path) -> vlm_lib.VLM:
+    compute = {"dtype": model.dtype, "remat": model.remat, "attention": model.attention}
+    return models.build(model.family, directory, **compute)
+
+
 def reference_directory(setup: Setup) -> pathlib.Path:
     """The reference's checkpoint; ValueError if it is not of the policy's architecture."""
     model = setup.config.model
@@ -247,7 +252,7 @@ def alike(setup: Setup, checkpoint: str, field: str) -> pathlib.Path:
     """The directory of a checkpoint that the policy's functions can read; else ValueError."""
     model, directory = setup.config.model, models.directory(checkpoint)
     if directory != setup.directory:
-        other = models.build(model.family, directory, dtype=model.dtype, remat=model.remat)
+        other = _vlm(model, directory)
         if other.config != setup.vlm.config:
             raise ValueError(
                 f"{field} {directory} has another architecture than "

@@ -1,7 +1,5 @@
 """Shared-prefix rows against the plain routes: the written-out mask, and separate sequences."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from rubric_jax import types
 from rubric_jax.likelihoods import autoregressive
 from rubric_jax.models import attention, rows
 from tests import toys
+from tests.models import trees
 
 LAYOUTS = {
     "N2_M1": ("chosen", "rejected"),
@@ -113,28 +112,9 @@ def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(
     kind = attention.Kind(
         0.3, 5.0 if rule == "both" else 0.0, None if window is None else jnp.int32(window)
     )
-    rng = np.random.default_rng(branches)
-    size = 6 + branches * 3
-    q, pull = (rng.normal(size=(2, size, 4, 8)).astype(np.float32) for _ in range(2))
-    k, v = (rng.normal(size=(2, size, 2, 8)).astype(np.float32) for _ in range(2))
-    tables = rows.tables(jnp.zeros((2, size, 4)), jnp.array([4, 6]), prefix=6, length=3)
-    tables = tables._replace(blocks=None if blocks is None else jnp.array(blocks))
-    real = np.ones((2, size), bool)
-    real[0, 4:6] = False  # nothing reads the padding of the first row
-    pull = jnp.where(real[:, :, None, None], pull, 0)
-
-    def pulled(route, *qkv):
-        out, _ = route(*qkv, None, tables, kind)
-        return jnp.sum(out * pull), out
-
-    def both(route):
-        grad = jax.grad(functools.partial(pulled, route), argnums=(0, 1, 2), has_aux=True)
-        return jax.jit(grad)(q, k, v)
-
-    (found, got), (wanted, want) = both(attention.tree), both(attention.dense)
-    np.testing.assert_allclose(got[real], want[real], atol=1e-5)
-    for a, b in zip(found, wanted):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    case = trees.case((4, 6), 6, branches, 3)
+    tables = case.tables._replace(blocks=None if blocks is None else jnp.array(blocks))
+    trees.assert_same(attention.tree, attention.dense, case._replace(tables=tables), kind)
 
 
 def test_a_row_without_a_prompt_has_finite_values_and_gradients():

@@ -98,6 +98,7 @@ def case(
     accumulate=1,
     dtype="float32",
     remat="none",
+    attention="auto",
     trainable=((r".*", True),),
     reference="cache",
     contexts=None,
@@ -106,8 +107,9 @@ def case(
     **train,
 ):
     layout = types.Layout.of(branches)
+    compute = {"dtype": dtype, "remat": remat, "attention": attention}
     config = config_lib.Config(
-        model=config_lib.Model(dtype=dtype, remat=remat, logps_chunk=6, heads=heads or {}),
+        model=config_lib.Model(**compute, logps_chunk=6, heads=heads or {}),
         data=config_lib.Data(branches=branches, axes=axes, contexts=contexts or {}),
         objective=spec,
         optimizer=dataclasses.replace(OPTIMIZER, trainable=trainable),
@@ -118,7 +120,7 @@ def case(
     setup = setup_lib.Setup(
         config=config,
         directory=pathlib.Path(),
-        vlm=heads_lib.attach(toys.llava.build(toys.HF, dtype=dtype, remat=remat), heads or {}),
+        vlm=heads_lib.attach(toys.llava.build(toys.HF, **compute), heads or {}),
         processor=Processor(),
         layout=layout,
         mesh=sharding.make(config.mesh, jax.devices()[: int(np.prod(mesh))]),
