@@ -39,8 +39,8 @@ class Model:
     # What the backward pass need not compute again. none: activations; dots: results of products;
     # full: inputs of layers and what attention gives. Scores of attention it always does.
     remat: str = "full"
-    # auto: JAX's splash kernel on TPUs, where rows allow it (see attention.py), XLA elsewhere;
-    # plain: XLA; splash: the kernel, or an error that says why not
+    # auto: JAX's splash kernel on TPUs, where rows allow it (see models/attention.py), else plain;
+    # plain: XLA; splash, cudnn (GPUs): that kernel, or an error that says why not
     attention: str = "auto"
     logps_chunk: int = 128  # response positions per instance whose logits exist at a time
     quantise: str = ""  # int8 or nf4: the frozen decoder under an adapter in few bits; "" = off
@@ -266,7 +266,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
-    "model.attention": ("auto", "plain", "splash"),
+    "model.attention": ("auto", "plain", "splash", "cudnn"),
     "model.quantise": ("", "int8", "nf4"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
     "train.reference": ("cache", "step", "none"),

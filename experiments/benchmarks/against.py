@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--sides", default="", help="of those above, separated by commas")
     parser.add_argument("--sample", type=int, default=0, help="K; 0 = train")
+    parser.add_argument("--attention", default="auto", help="of ours")
     parser.add_argument("--cuda", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rubric_jax-against-") as folder:
@@ -85,7 +86,7 @@ def start(folder: pathlib.Path, args: argparse.Namespace) -> list[turns.Side]:
     threads, steps = ["--threads", str(args.threads)], WARM + args.repeats + 1
     cuda = ["--cuda"] if args.cuda else []
     torch = ["third_party/torch_dpo.py", *threads, *cuda, "--attention"]
-    ours = ["--dtype", "bfloat16"] if args.cuda else []
+    ours = ["--attention", args.attention, *(["--dtype", "bfloat16"] if args.cuda else [])]
     sample = ["--sample", str(args.sample), "--length", str(args.response)]
     count = ["--count", str(args.sample), "--length", str(args.response)]
     generate = {

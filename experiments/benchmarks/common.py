@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -79,8 +80,9 @@ def parser(text: str) -> argparse.ArgumentParser:
     return made
 
 
-def vlm(size: Size, *, remat: str = "none") -> vlm_lib.VLM:
-    return models.MODELS[size.family](hf_config(size), dtype=size.dtype, remat=remat)
+def vlm(size: Size, *, remat: str = "none", attention: str = "auto") -> vlm_lib.VLM:
+    compute = {"dtype": size.dtype, "remat": remat, "attention": attention}
+    return models.MODELS[size.family](hf_config(size), **compute)
 
 
 def model(size: Size) -> tuple[vlm_lib.VLM, types.Params]:
@@ -228,13 +230,14 @@ def write(args: argparse.Namespace, sizes: Mapping[str, Any], lines: list[dict[s
     """Gives every line what it was measured under, and writes them to args.out."""
     if not args.out:
         return
+    packages = (*_PACKAGES, *(("libtpu",) if importlib.util.find_spec("libtpu") else ()))
     under = {
         "repeats": args.repeats,
         "sizes": dict(sizes),
         "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "command": _command(),
         "device": _device(args),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
         "date": datetime.date.today().isoformat(),
     }
     benchmark = pathlib.Path(sys.argv[0]).stem

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--remat", default="dots")
+    parser.add_argument("--attention", default="auto")
     parser.add_argument("--sample", type=int, default=0, help="K; 0 = train")
     parser.add_argument("--length", type=int, default=32, help="tokens of a sampled response")
     return parser
@@ -56,6 +57,7 @@ def config_of(folder: pathlib.Path, args: argparse.Namespace) -> config_lib.Conf
             reference=str(folder / "reference"),
             dtype=args.dtype,
             remat=args.remat,
+            attention=args.attention,
         ),
         data=config_lib.Data(path=str(folder / "rows.jsonl"), buckets=1, prefetch=1),
         objective={"dpo": {"win": "chosen", "lose": "rejected", "beta": 0.1}},

@@ -1,6 +1,6 @@
 """All benchmarks at small size, one after the other, into one file: `make bench`.
 
-python experiments/benchmarks/run.py             CPU; about 10 minutes on 2 idle cores
+python experiments/benchmarks/run.py             CPU; 8 minutes on 2 idle cores
 python experiments/benchmarks/run.py --gpu       the rows that need a GPU; not measured yet
 python experiments/benchmarks/run.py --list      what would run
 
@@ -36,8 +36,13 @@ CPU = (
 )
 GPU = (
     "against.py --cuda --repeats 10",
+    "against.py --cuda --attention cudnn --repeats 10",
     "step.py --scale gpu --prompt 1000 --response 256 --remat full --rows 8 --repeats 10",
     "step.py --scale gpu --prompt 1000 --response 256 --remat dots --rows 8 --repeats 10",
+    "step.py --scale gpu --prompt 1000 --response 256 --remat full --rows 8 --attention cudnn "
+    "--repeats 10",
+    "step.py --scale gpu --prompt 1000 --response 256 --remat dots --rows 8 --attention cudnn "
+    "--repeats 10",
     "scale.py --part branches --scale gpu --rows 2 --repeats 10",
     "sampling.py --scale gpu --repeats 10",
     "judging.py --scale gpu --repeats 10",

@@ -39,12 +39,13 @@ class Setting:
     family: str = "llava"
     remat: str = "none"
     chunk: int = 128  # config.model.logps_chunk
+    attention: str = "auto"
 
     @property
     def name(self) -> str:
         found = f"prompt {self.prompt}, {self.branches} branches"
         default = Setting()
-        for field in ("response", "family", "remat", "chunk"):
+        for field in ("response", "family", "remat", "chunk", "attention"):
             if getattr(self, field) != getattr(default, field):
                 found += f", {field} {getattr(self, field)}"
         return found
@@ -124,12 +125,16 @@ def objective_of(branches: int) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, {f"nll_{name}": {"term": "nll", "on": name} for name in names}
 
 
-def set_up(size: common.Size, setting: Setting, mesh: config_lib.Mesh):
+def set_up(size: common.Size, setting: Setting, mesh: config_lib.Mesh, devices=None):
     """(setup, objective) of a run on random data, which no checkpoint stands behind."""
     names, objective = objective_of(setting.branches)
     config = config_lib.Config(
         model=config_lib.Model(
-            family=size.family, dtype=size.dtype, remat=setting.remat, logps_chunk=setting.chunk
+            family=size.family,
+            dtype=size.dtype,
+            remat=setting.remat,
+            attention=setting.attention,
+            logps_chunk=setting.chunk,
         ),
         data=config_lib.Data(branches=names),
         objective=objective,
@@ -139,10 +144,10 @@ def set_up(size: common.Size, setting: Setting, mesh: config_lib.Mesh):
     setup = setup_lib.Setup(
         config=config,
         directory=pathlib.Path(),
-        vlm=common.vlm(size, remat=setting.remat),
+        vlm=common.vlm(size, remat=setting.remat, attention=setting.attention),
         processor=None,
         layout=types.Layout.of(names),
-        mesh=sharding.make(mesh, jax.devices()[: count(mesh)]),
+        mesh=sharding.make(mesh, (devices or jax.devices())[: count(mesh)]),
     )
     return setup, setup_lib.objective(config)
 

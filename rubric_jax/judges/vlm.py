@@ -47,6 +47,7 @@ def vlm(
     checkpoint: str,
     family: str = "llava",
     dtype: str = "float32",
+    attention: str = "auto",
     yes: str = "yes",
     no: str = "no",
     batch_size: int = 8,
@@ -63,6 +64,7 @@ def vlm(
       checkpoint: Hugging Face directory or hub name; it needs a chat template.
       family: name in models.MODELS.
       dtype: of parameters and computation, float32 or bfloat16.
+      attention: as config.model.attention.
       yes, no: the answers; their first differing tokens are compared.
       batch_size: responses at a time, over all devices of this process.
       max_prompt: tokens of a row at most, with images; a longer one is a failed verdict.
@@ -81,12 +83,14 @@ def vlm(
         checkpoint=checkpoint,
         family=family,
         dtype=dtype,
+        attention=attention,
         pixels=pixels,
         mesh=mesh,
         **words,
         **limits._asdict(),
     )
-    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.yes_no, mesh, pixels)
+    compute = {"dtype": dtype, "attention": attention}
+    reader = _reader(checkpoint, family, compute, (yes, no), prompts.yes_no, mesh, pixels)
     return _judge("vlm", reader, limits)
 
 
@@ -95,6 +99,7 @@ def vlm_holistic(
     checkpoint: str,
     family: str = "llava",
     dtype: str = "float32",
+    attention: str = "auto",
     yes: str = "yes",
     no: str = "no",
     batch_size: int = 8,
@@ -110,12 +115,14 @@ def vlm_holistic(
         checkpoint=checkpoint,
         family=family,
         dtype=dtype,
+        attention=attention,
         pixels=pixels,
         mesh=mesh,
         **words,
         **limits._asdict(),
     )
-    reader = _reader(checkpoint, family, dtype, (yes, no), prompts.holistic_yes_no, mesh, pixels)
+    compute, ask = {"dtype": dtype, "attention": attention}, prompts.holistic_yes_no
+    reader = _reader(checkpoint, family, compute, (yes, no), ask, mesh, pixels)
     return _judge("vlm_holistic", reader, limits)._replace(rubric=verdicts.holistic_rubric)
 
 
@@ -124,6 +131,7 @@ def check(
     checkpoint: str,
     family: str = "llava",
     dtype: str = "float32",
+    attention: str = "auto",
     yes: str = "yes",
     no: str = "no",
     pixels: Sequence[int] = (),
@@ -139,6 +147,9 @@ def check(
         )
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16.")
+    if attention not in models.ROUTES:
+        options = config_lib.one_of(attention, models.ROUTES)
+        raise ValueError(f"attention is {attention!r}; it must be {options}")
     if not yes.strip() or not no.strip() or yes == no:
         raise ValueError(f"yes is {yes!r} and no is {no!r}; they cannot be told apart.")
     forms.check_pixels(tuple(pixels))
@@ -199,13 +210,13 @@ class _Reader:
         return weights.load(self.directory, self.vlm.weights, shapes, dtype=dtype, shardings=places)
 
 
-def _reader(checkpoint, family, dtype, words, ask, mesh, pixels) -> _Reader:
+def _reader(checkpoint, family, compute, words, ask, mesh, pixels) -> _Reader:
     directory = models.directory(checkpoint)
     reader = _Reader(
         directory=directory,
-        vlm=models.build(family, directory, dtype=dtype),
+        vlm=models.build(family, directory, **compute),
         asker=questions.Asker(processing.load(str(directory), tuple(pixels)), words, ask),
-        dtype=dtype,
+        dtype=compute["dtype"],
         # Every process judges requests of its own.
         mesh=sharding.make(config_lib.Mesh(**(mesh or {})), jax.local_devices()),
     )

@@ -9,6 +9,7 @@ import huggingface_hub
 
 from rubric_jax import config
 from rubric_jax.models import (
+    attention,
     gemma3,
     idefics3,
     internvl,
@@ -20,6 +21,7 @@ from rubric_jax.models import (
     vlm,
 )
 
+ROUTES = attention.ROUTES
 MODELS = {
     "llava": llava.build,
     "llava_next": llava_next.build,

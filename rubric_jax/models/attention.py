@@ -17,9 +17,10 @@ positions back) and blocks (prefix tokens of one block see each other both ways:
 whole prefix).
 
 `tree` computes this without the zero blocks: queries of a branch meet the prefix and their own
-branch only. No scores are stored for the backward pass (`each_head`). On a TPU a kernel does both
-(splash.py), unless the family has windows or blocks. `mask` writes the rule out; `dense` is the
-route that tests compare the others with.
+branch only. No scores are stored for the backward pass (`each_head`). Kernels that keep scores on
+the chip do both: splash.py on TPUs, unless the family has windows or blocks, and where it is asked
+for cuDNN's on GPUs (`_fused`). `mask` writes the rule out; `dense` is the route that tests compare
+the others with.
 
 Shapes: R rows, S = P + N*T tokens, H query heads, J key heads (H is a multiple of J), h head size.
 """
@@ -40,6 +41,7 @@ from rubric_jax.models import layers, splash
 Array = types.Array
 
 # What a layer that is computed again keeps all the same, or scores would be computed a third time.
+ROUTES = ("auto", "plain", "splash", "cudnn")  # config.model.attention
 _NAME = "attended"
 KEPT = jax.checkpoint_policies.save_only_these_names(_NAME)
 
@@ -85,7 +87,7 @@ def tree(
 ):
     """Training: q [R, S, H, h], k and v [R, S, J, h] -> ([R, S, H, h], None).
 
-    route: config.model.attention. ValueError where it is "splash" and the kernel cannot do it.
+    route: config.model.attention. ValueError where it names a kernel that cannot do it.
     """
     out, _ = prefill(q, k, v, cache, tables, kind, route=route)
     return out, None
@@ -96,29 +98,81 @@ def prefill(
 ):
     """As `tree`, and returns the prefix's keys and values [R, J, P, h] for later steps."""
     prefix, length = tables.valid.shape[1], len(tables.own)
-    if _by_kernel(route, k, tables, kind):
+    chosen = _chosen(route, k, tables, kind)
+    if chosen == "splash":
         out = splash.rows(q, k, v, tables.valid, length, kind.scale, kind.cap, _NAME)
+    elif chosen == "cudnn":
+        out = ad_checkpoint.checkpoint_name(_fused(q, k, v, tables, kind), _NAME)
     else:
         row = functools.partial(_row, tables.own, kind)
         out = each_head(row, q, k, v, tables.valid, tables.blocks)
     return out, tuple(jnp.swapaxes(x[:, :prefix], 1, 2) for x in (k, v))
 
 
-def _by_kernel(route: str, k: Array, tables: Tables, kind: Kind) -> bool:
+def _chosen(route: str, k: Array, tables: Tables, kind: Kind) -> str:
+    """ "plain", "splash" or "cudnn"."""
+    kernel = "splash" if route == "auto" else route
     if route == "plain" or (route == "auto" and layers.platform() != "tpu"):
-        return False
-    obstacles = {
-        "layers have windows": kind.window is not None,
-        "prefix tokens see each other both ways": tables.blocks is not None,
-        "the mesh does not divide rows or key heads": not splash.fits(len(k), k.shape[2]),
-        "the kernel is not for GPUs": layers.platform() == "gpu",
-    }
+        return "plain"
+    if kernel == "splash":
+        obstacles = {
+            "layers have windows": kind.window is not None,
+            "prefix tokens see each other both ways": tables.blocks is not None,
+            "the mesh does not divide rows or key heads": not splash.fits(len(k), k.shape[2]),
+            "the kernel is not for GPUs": layers.platform() == "gpu",
+        }
+    else:
+        obstacles = {
+            "scores have a cap": kind.cap > 0,
+            "the kernel is for GPUs": layers.platform() == "tpu",
+            "model.dtype is float32": layers.platform() == "gpu" and k.dtype == jnp.float32,
+        }
     found = " and ".join(obstacle for obstacle, here in obstacles.items() if here)
-    if route == "splash" and found:
+    if found and route == "auto":
+        return "plain"
+    if found:
         raise ValueError(
-            f"config.model.attention is 'splash', but {found}; take 'auto' or 'plain'."
+            f"config.model.attention is {route!r}, but {found}; take 'auto' or 'plain'."
         )
-    return not found
+    return kernel
+
+
+def _fused(q: Array, k: Array, v: Array, tables: Tables, kind: Kind) -> Array:
+    """Rows [R, S, H, h] by cuDNN's attention: the prefix, and each branch behind a copy of it.
+
+    Elsewhere than on a GPU, XLA computes the same calls: for tests.
+    """
+    (rows, prefix), length = tables.valid.shape, len(tables.own)
+    fused = "cudnn" if layers.platform() == "gpu" else "xla"
+    attend = functools.partial(jax.nn.dot_product_attention, scale=kind.scale, implementation=fused)
+    pk, pv = k[:, :prefix], v[:, :prefix]
+    # Padding comes last, so the kernel's own causal rule hides it; a written rule is for the rest.
+    causal = tables.blocks is None and kind.window is None
+    keep = None if causal else _prefix_mask(prefix, tables.blocks, kind.window)[:, None]
+    out = attend(q[:, :prefix], pk, pv, mask=keep, is_causal=causal)
+    if q.shape[1] == prefix:
+        return out
+
+    def apart(x: Array) -> Array:  # [R, N*T, ...] -> [R, N, T, ...]
+        return x[:, prefix:].reshape(rows, -1, length, *x.shape[2:])
+
+    def joined(shared: Array, own: Array) -> Array:  # [R, P, J, h], [R, N, T, J, h]
+        shape = (rows, own.shape[1], *shared.shape[1:])
+        both = jnp.concatenate([jnp.broadcast_to(shared[:, None], shape), own], axis=2)
+        return both.reshape(-1, *both.shape[2:])  # [R*N, P + T, J, h]
+
+    keys, values = joined(pk, apart(k)), joined(pv, apart(v))
+    own = apart(q).reshape(-1, length, *q.shape[2:])  # [R*N, T, H, h]
+    keep = jnp.concatenate(
+        [
+            jnp.broadcast_to(seen, (rows, length, seen.shape[-1]))
+            for seen in _seen(tables.valid, tables.own, kind)
+        ],
+        axis=2,
+    )
+    keep = jnp.repeat(keep, len(own) // rows, axis=0)[:, None]  # [R*N, 1, T, P + T]
+    branches = attend(own, keys, values, mask=keep)
+    return jnp.concatenate([out, branches.reshape(rows, -1, *out.shape[2:])], axis=1)
 
 
 def each_head(attend: Callable, q: Array, k: Array, v: Array, *rows) -> Array:
@@ -271,18 +325,13 @@ def _branches(
     q: Array, pk: Array, pv: Array, ok: Array, ov: Array, valid: Array, own: Array, kind: Kind
 ) -> Array:
     """Queries [R, N, T', H, h] over the prefix [R, J, P, h] and their branch [R, N, J, T, h]."""
-    seen, mine = valid[:, None], own  # [R, 1 or T', P], [T', T]
-    if kind.window is not None:
-        at = jnp.sum(mine, axis=1) - 1  # [T'], each query's place in its branch
-        end = jnp.sum(valid, axis=1)[:, None] + at[None]  # [R, T'], its position
-        seen = seen & _near(end[:, :, None] - jnp.arange(seen.shape[2])[None, None], kind.window)
-        mine = mine & _near(at[:, None] - jnp.arange(mine.shape[1])[None], kind.window)
+    seen, mine = _seen(valid, own, kind)
     grouped = jnp.moveaxis(_group(q, pk.shape[1]), 2, 4)  # [R, N, J, H/J, T', h]
     f32 = {"preferred_element_type": jnp.float32}
     prefix = jnp.einsum("rnjgth,rjph->rnjgtp", grouped, pk, **f32)
     own = jnp.einsum("rnjgth,rnjsh->rnjgts", grouped, ok, **f32)
     prefix = jnp.where(seen[:, None, None, None], _scaled(prefix, kind), -jnp.inf)
-    own = jnp.where(mine[None, None, None, None], _scaled(own, kind), -jnp.inf)
+    own = jnp.where(mine[:, None, None, None], _scaled(own, kind), -jnp.inf)
     # One softmax over both parts. A query sees itself, so the largest score is finite.
     most = jax.lax.stop_gradient(jnp.maximum(jnp.max(prefix, axis=-1), jnp.max(own, axis=-1)))
     prefix, own = (jnp.exp(scores - most[..., None]) for scores in (prefix, own))
@@ -291,6 +340,17 @@ def _branches(
     out = out + jnp.einsum("rnjgts,rnjsh->rnjgth", own.astype(pv.dtype), ov)
     out = (out / total[..., None]).astype(pv.dtype)
     return jnp.moveaxis(out, 4, 2).reshape(q.shape)
+
+
+def _seen(valid: Array, own: Array, kind: Kind) -> tuple[Array, Array]:
+    """What a branch's queries see: of the prefix [R, 1 or T', P], of the branch [1, T', T]."""
+    seen, mine = valid[:, None], own
+    if kind.window is not None:
+        at = jnp.sum(own, axis=1) - 1  # [T'], each query's place in its branch
+        end = jnp.sum(valid, axis=1)[:, None] + at[None]  # [R, T'], its position
+        seen = seen & _near(end[:, :, None] - jnp.arange(seen.shape[2])[None, None], kind.window)
+        mine = mine & _near(at[:, None] - jnp.arange(mine.shape[1])[None], kind.window)
+    return seen, mine[None]
 
 
 def _scaled(scores: Array, kind: Kind) -> Array:

@@ -1,5 +1,7 @@
 """Shared-prefix rows against the plain routes: the written-out mask, and separate sequences."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from rubric_jax import types
 from rubric_jax.likelihoods import autoregressive
-from rubric_jax.models import attention, rows
+from rubric_jax.models import attention, layers, rows
 from tests import toys
 from tests.models import trees
 
@@ -115,6 +117,34 @@ def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(
     case = trees.case((4, 6), 6, branches, 3)
     tables = case.tables._replace(blocks=None if blocks is None else jnp.array(blocks))
     trees.assert_same(attention.tree, attention.dense, case._replace(tables=tables), kind)
+
+
+@pytest.mark.parametrize(
+    ("branches", "rule"), [(0, "causal"), (1, "causal"), (3, "causal"), *((2, r) for r in RULES)]
+)
+def test_fused_calls_equal_the_dense_rule_in_values_and_gradients(branches, rule):
+    window, blocks = RULES[rule].get("window"), RULES[rule].get("blocks")
+    kind = attention.Kind(0.3, 0.0, None if window is None else jnp.int32(window))
+    case = trees.case((4, 6), 6, branches, 3)
+    tables = case.tables._replace(blocks=None if blocks is None else jnp.array(blocks))
+    fused = functools.partial(attention.tree, route="cudnn")
+    trees.assert_same(fused, attention.dense, case._replace(tables=tables), kind)
+
+
+def test_fused_attention_says_what_it_cannot_do(monkeypatch):
+    case = trees.case((4, 6), 6, 2, 3)
+    fused = functools.partial(attention.tree, *case.qkv, None, case.tables, route="cudnn")
+    with pytest.raises(ValueError, match="is 'cudnn', but scores have a cap; take 'auto'"):
+        fused(attention.Kind(0.3, 5.0))
+    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+    with pytest.raises(ValueError, match=r"model\.dtype is float32"):
+        fused(attention.Kind(0.3))
+
+
+@pytest.mark.parametrize("large", [0, 10**9], ids=["heads_in_turn", "heads_at_once"])
+def test_tree_attention_in_bfloat16_stays_near_the_dense_rule(large, monkeypatch):
+    monkeypatch.setattr(attention, "_LARGE", large)
+    trees.assert_near_in_bfloat16(attention.tree, attention.dense, attention.Kind(0.3))
 
 
 def test_a_row_without_a_prompt_has_finite_values_and_gradients():

@@ -45,3 +45,13 @@ def assert_same(route, other, case, kind, atol=1e-5):
     np.testing.assert_allclose(got[case.real], want[case.real], atol=atol)
     for a, b in zip(found, wanted):
         np.testing.assert_allclose(a, b, atol=atol)
+
+
+def assert_near_in_bfloat16(route, other, kind):
+    """`route` in bfloat16 gives nearly what `other` gives in float32 of the same numbers."""
+    narrow = case((4, 6), 6, 2, 3, dtype=jnp.bfloat16)
+
+    def wide(q, k, v, *rest):
+        return other(*(x.astype(jnp.float32) for x in (q, k, v)), *rest)
+
+    assert_same(route, wide, narrow, kind, atol=0.06)
