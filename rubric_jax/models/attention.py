@@ -118,7 +118,7 @@ def _chosen(route: str, k: Array, tables: Tables, kind: Kind) -> str:
         obstacles = {
             "layers have windows": kind.window is not None,
             "prefix tokens see each other both ways": tables.blocks is not None,
-            "the mesh does not divide rows or key heads": not splash.fits(len(k), k.shape[2]),
+            "the mesh axis tensor does not divide key heads": not splash.fits(k.shape[2]),
             "the kernel is not for GPUs": layers.platform() == "gpu",
         }
     else:

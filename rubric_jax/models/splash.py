@@ -12,6 +12,7 @@ Elsewhere than on a TPU the kernel is interpreted, slowly, which is how tests ru
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -35,7 +36,8 @@ def rows(
 ) -> Array:
     """What `attention.tree` gives, for a rule without window and blocks.
 
-    Every device of the mesh in context computes its own rows and heads.
+    Every device of the mesh in context computes its own rows and heads; all of them all rows, where
+    those do not divide among them.
 
     Args:
       q: [R, S, H, h]; k, v: [R, S, J, h]; valid: bool [R, P].
@@ -45,17 +47,18 @@ def rows(
     attend = functools.partial(_attend, length=length, scale=scale, cap=cap, kept=kept)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1:
-        heads, row = PartitionSpec(layers.ROWS, None, "tensor"), PartitionSpec(layers.ROWS)
-        specs = (heads, heads, heads, row)
+        own = tuple(name for name in layers.ROWS if name in mesh.axis_names)
+        if len(q) % math.prod(mesh.shape[name] for name in own):
+            own = ()
+        heads = PartitionSpec(own, None, "tensor" if "tensor" in mesh.axis_names else None)
+        specs = (heads, heads, heads, PartitionSpec(own))
         attend = jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
     return attend(q, k, v, valid)
 
 
-def fits(rows: int, heads: int) -> bool:
-    """Whether so many rows and key heads can be cut along the mesh in context."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    data = math.prod(sizes.get(name, 1) for name in layers.ROWS)
-    return rows % data == 0 and heads % sizes.get("tensor", 1) == 0
+def fits(key_heads: int) -> bool:
+    """Whether so many key heads can be cut along the mesh in context."""
+    return key_heads % jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 0
 
 
 def _attend(
@@ -70,9 +73,7 @@ def _attend(
     )  # [R, heads, S + tail, h]
     real = jnp.pad(valid, ((0, 0), (0, size - prefix)), constant_values=True)
     segments = jnp.pad(real, ((0, 0), (0, tail))).astype(jnp.int32)
-    rule = splash_attention.MultiHeadMask(
-        [splash_attention.NumpyMask(_rule(prefix, length, size, tail))] * q.shape[1]
-    )
+    rule = splash_attention.MultiHeadMask([_Rule(prefix, length, size, tail)] * q.shape[1])
     kernel = splash_attention.make_splash_mha(
         rule,
         block_sizes=splash_attention.BlockSizes(
@@ -97,10 +98,27 @@ def _attend(
     return jnp.swapaxes(jax.vmap(one)(q, k, v, segments)[:, :, :size], 1, 2)
 
 
-def _rule(prefix: int, length: int, size: int, tail: int) -> np.ndarray:
-    """`attention.mask` of whole prefixes, bool [S + tail, S + tail]; the tail is a branch, too."""
-    branch = np.zeros(size + tail, int)
-    branch[prefix:size] = 1 + np.arange(size - prefix) // max(length, 1)
-    branch[size:] = -1
-    same = (branch[None] == 0) | (branch[None] == branch[:, None])
-    return same & np.tri(size + tail, dtype=bool)
+@dataclasses.dataclass(frozen=True)
+class _Rule(splash_attention.Mask):
+    """`attention.mask` of whole prefixes, a block at a time; the tail is a branch, too.
+
+    The kernel hashes its masks once per head: these are four numbers.
+    """
+
+    prefix: int
+    length: int
+    size: int
+    tail: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size + self.tail, self.size + self.tail
+
+    def __getitem__(self, block: tuple[slice, slice]) -> np.ndarray:
+        branch = np.zeros(self.shape[0], int)
+        branch[self.prefix : self.size] = np.arange(self.size - self.prefix) // max(self.length, 1)
+        branch[self.prefix : self.size] += 1
+        branch[self.size :] = -1
+        queries, keys = (np.arange(self.shape[0])[part] for part in block)
+        same = (branch[keys][None] == 0) | (branch[keys][None] == branch[queries][:, None])
+        return same & (keys[None] <= queries[:, None])

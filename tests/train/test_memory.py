@@ -29,10 +29,10 @@ def test_sizes_have_units():
 
 
 @functools.cache
-def on(mesh, reference="cache", remat="none"):
+def on(mesh, reference="cache", remat="none", attention="auto"):
     """(setup, plan, the lines) of the tiny run on a mesh."""
     config = runs.config(
-        model={"remat": remat},
+        model={"remat": remat, "attention": attention},
         mesh=dict(zip(sharding.AXES, mesh, strict=True)),
         optimizer={"trainable": ((r"vision/.*", False), (r".*", True))},
         train={"reference": reference},
@@ -59,6 +59,12 @@ def test_parameters_and_moments_are_counted_as_they_are_placed(mesh):
     np.testing.assert_allclose(estimate(text, "parameters"), held[0], rtol=0.02)
     np.testing.assert_allclose(estimate(text, "optimizer"), held[1], rtol=0.02)
     assert estimate(text, "reference") == 0
+
+
+def test_with_a_kernel_no_scores_are_counted():
+    # One row a device, which the mesh's data axis does not divide.
+    plain, kernel = (on((8, 1, 1), "cache", "full", route)[2] for route in ("plain", "splash"))
+    assert 0 < estimate(kernel, "activations") < estimate(plain, "activations")
 
 
 def test_a_reference_in_the_step_counts_as_parameters():
