@@ -4,6 +4,9 @@
 
 is an all-reduce of 16 KiB over groups of 4 devices; which axis that is follows from the devices'
 places on the mesh. An instruction in the body of a loop counts as often as the loop turns.
+
+A TPU's compiler writes a reduce-scatter as an all-reduce in a computation of the name
+`all-reduce-scatter`; it counts as what it is.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ _START = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(SENT)})(?:-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -47,10 +51,13 @@ def sent(text: str, mesh: jax.sharding.Mesh) -> dict[str, dict[str, float]]:
                 continue
             result, operation = matched[1], matched[2]
             groups = _groups(line, mesh.size)
-            if operation == "collective-permute" or groups.shape[1] > 1:
+            devices = groups.shape[1]
+            if operation == "collective-permute" or devices > 1:
                 size = _size(result, started="-start(" in line)
+                if operation == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    operation, size = "reduce-scatter", size / devices
                 axes = _axes(groups, mesh)
-                found[axes][operation] += times[name] * size * SENT[operation](groups.shape[1])
+                found[axes][operation] += times[name] * size * SENT[operation](devices)
     return {axes: dict(values) for axes, values in found.items()}
 
 
@@ -77,10 +84,7 @@ def _times(computations: dict[str, list[str]], entry: str) -> collections.Counte
         for line in computations.get(name, ()):
             turns = 1
             if " while(" in line:
-                known = _TRIPS.search(line)
-                if not known:
-                    raise ValueError(f"How often does this loop turn? {line.strip()[:200]}")
-                turns = int(known[1])
+                turns = _turns(line, computations)
             called = _CALLED.findall(line)
             for listed in _BRANCHES.findall(line):
                 called += [part.strip().lstrip("%") for part in listed.split(",")]
@@ -91,8 +95,28 @@ def _times(computations: dict[str, list[str]], entry: str) -> collections.Counte
     return times
 
 
+def _turns(line: str, computations: dict[str, list[str]]) -> int:
+    """Of a loop: as it says itself, or as its condition `counter < constant` does."""
+    known = _TRIPS.search(line)
+    if known:
+        return int(known[1])
+    condition = "\n".join(computations.get(re.search(r"condition=%?([\w.\-]+)", line)[1], ()))
+    bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", condition)
+    if len(bounds) != 1 or "direction=LT" not in condition:
+        raise ValueError(f"How often does this loop turn? {line.strip()[:200]}")
+    return int(bounds[0])
+
+
 def _groups(line: str, devices: int) -> np.ndarray:
     """[groups, devices of a group], as numbers of partitions."""
+    named = _MESH.search(line)
+    if named:  # mesh['a'=4,'b'=2] {'b'}
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        along = re.findall(r"'(\w+)'", named[2])
+        apart = [name for name in sizes if name not in along]
+        order = [list(sizes).index(name) for name in (*apart, *along)]
+        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values())).transpose(order)
+        return ids.reshape(-1, math.prod(sizes[name] for name in along))
     pairs = re.search(r"source_target_pairs=\{\{(.*?)\}\}", line)
     listed = re.search(r"replica_groups=\{\{(.*?)\}\}", line)
     if pairs or listed:

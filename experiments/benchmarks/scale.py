@@ -4,23 +4,27 @@ python experiments/benchmarks/scale.py --part branches      1, 2, 8 branches beh
 python experiments/benchmarks/scale.py --part prefix        150, 600 tokens
 python experiments/benchmarks/scale.py --part mesh          8 virtual devices of this CPU
 python experiments/benchmarks/scale.py --part plan --model 7b --mesh fsdp=32 --rows 256
+python experiments/benchmarks/scale.py --part plan ... --chips v5p:2x4x4
 
 Virtual devices share the cores, so their times say nothing about speed; what the compiled program
 sends between them (collectives.py) is what it would send anywhere. `plan` compiles the step of a
-model at its real size for a mesh of virtual devices, without its weights, and adds up what each
-device sends, by axis. XLA for CPUs leaves an all-reduce where a TPU's would make a reduce-scatter,
-which sends half as much.
+model at its real size for a mesh, without its weights, and adds up what each device sends, by axis.
+Without --chips that is a mesh of virtual devices, and XLA for CPUs leaves an all-reduce where a
+TPU's makes a reduce-scatter, which sends half as much. With --chips it is the TPU's own compiler,
+which needs requirements-tpu.txt and no TPU (v5p:2x4x4 is a v5p-64).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import collectives
 import common
 import jax
 import roofline
 import step
+import tpu
 
 from rubric_jax import sharding
 from rubric_jax.train import loop
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--model", choices=roofline.MODELS, default="7b", help="of a plan")
     parser.add_argument("--mesh", default="fsdp=32", help="of a plan")
+    parser.add_argument("--chips", default="", help="of a plan: a topology of TPUs")
     args = parser.parse_args()
     if args.part in ("mesh", "plan"):
         compile_all(args)
@@ -66,13 +71,17 @@ def main() -> None:
 def compile_all(args) -> None:
     """Prints and writes what the step sends on each mesh; nothing runs."""
     plan = args.part == "plan"
+    chips = tpu.chips(args.chips) if args.chips else None
+    if chips:
+        args.device = args.device or f"{args.chips}, compiled for"
     # As many virtual devices as the largest mesh has; a smaller one takes the first of them.
     step.read_mesh(args.mesh if plan else "data=8")
     size = roofline.MODELS[args.model].size if plan else common.SIZES[args.scale]
     size = dataclasses.replace(size, rows=args.rows or (256 if plan else 8), prompt=args.prompt)
     lines = []
     for text in (args.mesh,) if plan else MESHES:
-        found = compiled_sends(size, text, args.response, remat="full" if plan else "none")
+        remat = "full" if plan else "none"
+        found = compiled_sends(size, text, args.response, remat, chips)
         lines.append({"setting": f"{args.model if plan else 'toy'}, {text}", **found})
         for axes, operations in found["sent"].items():
             shown = ", ".join(f"{name} {1e-9 * value:.3g}" for name, value in operations.items())
@@ -81,17 +90,23 @@ def compile_all(args) -> None:
     common.write(args, dataclasses.asdict(size), lines)
 
 
-def compiled_sends(size: common.Size, mesh_text: str, response: int, remat: str) -> dict:
+def compiled_sends(
+    size: common.Size, mesh_text: str, response: int, remat: str, chips=None
+) -> dict:
     mesh = step.read_mesh(mesh_text)
     setting = step.Setting(prompt=size.prompt, response=response, remat=remat)
-    setup, objective = step.set_up(size, setting, mesh)
+    setup, objective = step.set_up(size, setting, mesh, chips)
     functions = loop.compile_functions(setup, objective, 10_000)
     batch = jax.eval_shape(lambda: step.random_batch(setup, size, setting))
     rows = sharding.batch_sharding(setup.mesh)
     batch = setup_lib.abstract(batch, jax.tree.map(lambda _: rows, batch))
     with jax.set_mesh(setup.mesh):
-        compiled = functions.step.lower(functions.state, batch, objective.knobs, None).compile()
-    return {"sent": collectives.sent(compiled.as_text(), setup.mesh), **step.memory(compiled)}
+        traced = functions.step.trace(functions.state, batch, objective.knobs, None)
+        started = time.perf_counter()
+        compiled = traced.lower(lowering_platforms=("tpu" if chips else "cpu",)).compile()
+        took = time.perf_counter() - started
+    sent = collectives.sent(compiled.as_text(), setup.mesh)
+    return {"sent": sent, "compile_s": took, **step.memory(compiled)}
 
 
 if __name__ == "__main__":

@@ -17,19 +17,16 @@ import functools
 import os
 import time
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # a compiler alone has no metadata server
-os.environ["JAX_PLATFORMS"] = "cpu"
-
 import common
 import jax
 import jax.numpy as jnp
-import numpy as np
 import rich.console
 import rich.table
 import roofline
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rubric_jax import config, sharding
 from rubric_jax.models import attention
 
 CHIP, CHIPS = roofline.MACHINES["v5p-64"], 32
@@ -46,13 +43,7 @@ def main() -> None:
     args.device = args.device or "TPU v5p, compiled for"
     size = roofline.MODELS[args.model].size
     size = dataclasses.replace(size, rows=args.rows, prompt=args.prompt)
-    try:
-        devices = topologies.get_topology_desc("v5p:2x2x1", platform="tpu").devices
-    except (RuntimeError, ValueError, ImportError) as error:
-        raise SystemExit(
-            f"No compiler for TPUs ({error}); python -m pip install -r requirements-tpu.txt"
-        ) from error
-    mesh = jax.sharding.Mesh(np.array(devices[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = sharding.make(config.Mesh(data=1), chips("v5p:2x2x1")[:1])
     pairs = args.prompt**2 / 2 + BRANCHES * args.response * (args.prompt + args.response / 2)
     arithmetic = 3 * 4 * size.rows * size.width * pairs / (CHIP.flops / CHIPS)
     table = rich.table.Table(title=f"attention of a layer of the {args.model}, both passes")
@@ -70,6 +61,17 @@ def main() -> None:
     console.print(table)
     console.print(f"Its required FLOPs take {1e3 * arithmetic:.3g} ms at the chip's peak.")
     common.write(args, dataclasses.asdict(size), lines)
+
+
+def chips(topology: str) -> list:
+    """The devices of a topology such as v5p:2x4x4, to compile for. SystemExit without libtpu."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # a compiler alone has no metadata server
+    try:
+        return topologies.get_topology_desc(topology, platform="tpu").devices
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(
+            f"No compiler for {topology} ({error}); python -m pip install -r requirements-tpu.txt"
+        ) from error
 
 
 def compiled(size: common.Size, response: int, route: str, mesh: jax.sharding.Mesh) -> dict:

@@ -55,6 +55,36 @@ def test_bytes_that_a_program_sends_worked_by_hand(benchmarks):
     assert len(sent) == 2  # groups of one device send nothing
 
 
+TPU_HLO = """
+%cond (x: (s32[], f32[2,4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+}
+
+%all-reduce-scatter.1 (x: f32[8,4]) -> f32[2,4] {
+  %all-reduce.2 = f32[8,4]{1,0} all-reduce(%x), \
+replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add
+}
+
+%body (x: (s32[], f32[2,4])) -> (s32[], f32[2,4]) {
+  %fusion.1 = f32[2,4]{1,0} fusion(%part), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+ENTRY %main (a: f32[2,4]) -> f32[2,4] {
+  %turned = (s32[], f32[2,4]) while(%start), condition=%cond, body=%body
+}
+"""
+
+
+def test_bytes_that_a_program_for_tpus_sends_worked_by_hand(benchmarks):
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), devices=jax.devices()[:8])
+    # Each of 4 devices keeps 32 bytes of the sum and sends 3 times as many, in each of 5 turns.
+    found = benchmarks("collectives").sent(TPU_HLO, mesh)
+    assert found == {"data": {"reduce-scatter": 5 * 3 * 32}}
+    with pytest.raises(ValueError, match="How often does this loop turn"):
+        benchmarks("collectives").sent(TPU_HLO.replace("LT", "NE"), mesh)
+
+
 @pytest.mark.slow
 def test_under_fsdp_a_step_sends_parameters_and_gradients_but_no_activations(benchmarks):
     """Of pictures, too: their activations once crossed the mesh in every layer of the tower."""
