@@ -110,7 +110,7 @@ def prefill(
 
 
 def _chosen(route: str, k: Array, tables: Tables, kind: Kind) -> str:
-    """ "plain", "splash" or "cudnn"."""
+    """The route itself: plain, splash or cudnn."""
     kernel = "splash" if route == "auto" else route
     if route == "plain" or (route == "auto" and layers.platform() != "tpu"):
         return "plain"
