@@ -40,7 +40,7 @@ class Model:
     # full: inputs of layers and what attention gives. Scores of attention it always does.
     remat: str = "full"
     # auto: JAX's splash kernel on TPUs, where rows allow it (see models/attention.py), else plain;
-    # plain: XLA; splash, cudnn (GPUs): that kernel, or an error that says why not
+    # plain: XLA; splash, cudnn (GPUs, in bfloat16): that kernel, or an error that says why not
     attention: str = "auto"
     logps_chunk: int = 128  # response positions per instance whose logits exist at a time
     quantise: str = ""  # int8 or nf4: the frozen decoder under an adapter in few bits; "" = off

@@ -40,8 +40,8 @@ from rubric_jax.models import layers, splash
 
 Array = types.Array
 
-# What a layer that is computed again keeps all the same, or scores would be computed a third time.
 ROUTES = ("auto", "plain", "splash", "cudnn")  # config.model.attention
+# What a layer that is computed again keeps all the same, or scores would be computed a third time.
 _NAME = "attended"
 KEPT = jax.checkpoint_policies.save_only_these_names(_NAME)
 
@@ -114,18 +114,23 @@ def _chosen(route: str, k: Array, tables: Tables, kind: Kind) -> str:
     kernel = "splash" if route == "auto" else route
     if route == "plain" or (route == "auto" and layers.platform() != "tpu"):
         return "plain"
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    obstacles = {"the mesh axis tensor does not divide key heads": k.shape[2] % tensor != 0}
     if kernel == "splash":
-        obstacles = {
+        obstacles |= {
             "layers have windows": kind.window is not None,
             "prefix tokens see each other both ways": tables.blocks is not None,
-            "the mesh axis tensor does not divide key heads": not splash.fits(k.shape[2]),
             "the kernel is not for GPUs": layers.platform() == "gpu",
         }
     else:
-        obstacles = {
+        gpu, eights = layers.platform() == "gpu", range(8, 257, 8)
+        odd = tables.valid.shape[1] % 2 or len(tables.own) % 2
+        obstacles |= {
             "scores have a cap": kind.cap > 0,
             "the kernel is for GPUs": layers.platform() == "tpu",
-            "model.dtype is float32": layers.platform() == "gpu" and k.dtype == jnp.float32,
+            "model.dtype is float32": gpu and k.dtype == jnp.float32,
+            "the head size is not a multiple of 8 up to 256": gpu and k.shape[3] not in eights,
+            "prompts or responses have an odd length": gpu and odd,
         }
     found = " and ".join(obstacle for obstacle, here in obstacles.items() if here)
     if found and route == "auto":

@@ -56,11 +56,6 @@ def rows(
     return attend(q, k, v, valid)
 
 
-def fits(key_heads: int) -> bool:
-    """Whether so many key heads can be cut along the mesh in context."""
-    return key_heads % jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 0
-
-
 def _attend(
     q: Array, k: Array, v: Array, valid: Array, *, length: int, scale: float, cap: float, kept: str
 ) -> Array:

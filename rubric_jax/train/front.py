@@ -87,7 +87,10 @@ def compile_functions(
       turns: False: all members at once (`jax.vmap`), with W times the activations; what depends on
         nothing that trains, such as a frozen tower, is computed once. True: one member after the
         other inside the step (`jax.lax.map`), with the activations of one. None: in turns on CPU,
-        where batched products are slow, at once elsewhere.
+        where batched products are slow, and with cuDNN's attention; at once elsewhere.
+
+    Raises:
+      ValueError: all at once with config.model.attention "cudnn".
     """
     config, mesh = setup.config, setup.mesh
     trainable = optimizer.trainable(config.optimizer, setup.shapes)
@@ -116,7 +119,10 @@ def compile_functions(
         accumulate=config.train.accumulate,
         shards=sharding.data_shards(mesh),
     )
-    turns = mesh.devices.flat[0].platform == "cpu" if turns is None else turns
+    cudnn = config.model.attention == "cudnn"  # jax's rule for vmap mixes up its masks
+    if cudnn and turns is False:
+        raise ValueError("A front with config.model.attention 'cudnn' must take turns.")
+    turns = cudnn or mesh.devices.flat[0].platform == "cpu" if turns is None else turns
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     inside = setup_lib.reference(config, objective) == "step"
     return Functions(

@@ -137,8 +137,11 @@ def test_fused_attention_says_what_it_cannot_do(monkeypatch):
     with pytest.raises(ValueError, match="is 'cudnn', but scores have a cap; take 'auto'"):
         fused(attention.Kind(0.3, 5.0))
     monkeypatch.setattr(layers, "platform", lambda: "gpu")
-    with pytest.raises(ValueError, match=r"model\.dtype is float32"):
+    with pytest.raises(ValueError, match=r"model\.dtype is float32 and .* an odd length"):
         fused(attention.Kind(0.3))
+    case = trees.case((4, 6), 6, 2, 4, size=20, dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match="is 'cudnn', but the head size is not a multiple of 8"):
+        attention.tree(*case.qkv, None, case.tables, attention.Kind(0.3), route="cudnn")
 
 
 @pytest.mark.parametrize("large", [0, 10**9], ids=["heads_in_turn", "heads_at_once"])

@@ -69,9 +69,10 @@ def test_what_the_kernel_cannot_do_is_an_error_where_it_is_asked_for():
         KERNEL(*case.qkv, None, case.tables, windows)
     with pytest.raises(ValueError, match="prefix tokens see each other both ways"):
         KERNEL(*case.qkv, None, blocks, attention.Kind(0.3))
-    mesh = sharding.make(config.Mesh(data=2, tensor=4))
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="tensor does not divide key heads"):
-        KERNEL(*case.qkv, None, case.tables, attention.Kind(0.3))
+    mesh, uneven = sharding.make(config.Mesh(data=2, tensor=4)), "tensor does not divide key heads"
+    for route in ("splash", "cudnn"):
+        with jax.set_mesh(mesh), pytest.raises(ValueError, match=uneven):
+            attention.tree(*case.qkv, None, case.tables, attention.Kind(0.3), route=route)
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [((0.3,), True), ((0.3, 0.0, jnp.int32(2)), False)])

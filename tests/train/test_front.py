@@ -45,6 +45,12 @@ def compiled(one, members, turns=None):
     return front.compile_functions(one.setup, one.objective, members=members, steps=10, turns=turns)
 
 
+def test_a_front_with_cudnn_takes_turns():
+    one = steps.case(TERMS, attention="cudnn")
+    with pytest.raises(ValueError, match="'cudnn' must take turns"):
+        front.compile_functions(one.setup, one.objective, members=2, steps=10, turns=False)
+
+
 def trained(one, objectives_, batches, *, params=None, ref_params=None, turns=None):
     """(parameters [W, ...], [metrics [W] of each step], functions) of a front."""
     functions, seen = compiled(one, len(objectives_), turns), []
