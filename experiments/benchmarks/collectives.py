@@ -31,7 +31,10 @@ _START = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[((?:'\w+'=\d+,?)*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{((?:'\w+',?)*)\}"
+)
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(SENT)})(?:-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -110,12 +113,13 @@ def _turns(line: str, computations: dict[str, list[str]]) -> int:
 def _groups(line: str, devices: int) -> np.ndarray:
     """[groups, devices of a group], as numbers of partitions."""
     named = _MESH.search(line)
-    if named:  # mesh['a'=4,'b'=2] {'b'}
+    if named:  # mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        along = re.findall(r"'(\w+)'", named[2])
+        along = re.findall(r"'(\w+)'", named[4])
         apart = [name for name in sizes if name not in along]
         order = [list(sizes).index(name) for name in (*apart, *along)]
-        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values())).transpose(order)
+        ids = _iota(named[2] or str(math.prod(sizes.values())), named[3])
+        ids = ids.reshape(list(sizes.values())).transpose(order)
         return ids.reshape(-1, math.prod(sizes[name] for name in along))
     pairs = re.search(r"source_target_pairs=\{\{(.*?)\}\}", line)
     listed = re.search(r"replica_groups=\{\{(.*?)\}\}", line)
@@ -123,13 +127,18 @@ def _groups(line: str, devices: int) -> np.ndarray:
         text = (pairs or listed)[1]
         return np.array([[int(i) for i in part.split(",")] for part in text.split("},{")])
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    if not iota:
-        return np.arange(devices)[None]
-    shape, source, turned = (
-        [int(i) for i in (part or "").split(",") if i] for part in iota.groups()
-    )
-    ids = np.arange(math.prod(source)).reshape(source)
-    return (ids.transpose(turned) if turned else ids).reshape(shape)
+    if iota:
+        return _iota(iota[2], iota[3]).reshape([int(i) for i in iota[1].split(",")])
+    if re.search(r"replica_groups=(?!\{\})", line):
+        raise ValueError(f"Which devices are these? {line.strip()[:200]}")
+    return np.arange(devices)[None]
+
+
+def _iota(shape: str, turned: str | None) -> np.ndarray:
+    """0, 1, 2, ... of a shape such as "4,2", its axes in an order such as "1,0"."""
+    sizes = [int(i) for i in shape.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(i) for i in turned.split(",")]) if turned else ids
 
 
 def _axes(groups: np.ndarray, mesh: jax.sharding.Mesh) -> str:

@@ -3,8 +3,9 @@
 python experiments/benchmarks/padding.py
 
 The planner of the training loop plans an epoch of pairs whose lengths are drawn: a picture of so
-many tokens, a question and two responses of lognormal lengths. For data of your own `audit` prints
-the same share, for each padded shape.
+many tokens, a question and two responses of lognormal lengths. "Row by row": if each row had a
+shape of its own, whose responses differ in length all the same. For data of your own `audit` prints
+the share of each padded shape.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ def main() -> None:
     sizes = {"rows": args.rows, "batch": args.batch, "question": QUESTION, "response": RESPONSE}
     table = rich.table.Table(title=f"padding of {args.rows} pairs in batches of {args.batch}")
     table.add_column("pictures")
-    for buckets in BUCKETS:
-        table.add_column(f"{buckets} bucket{'s' * (buckets > 1)}", justify="right")
+    headings = [*(f"{buckets} bucket{'s' * (buckets > 1)}" for buckets in BUCKETS), "row by row"]
+    for heading in headings:
+        table.add_column(heading, justify="right")
     lines = []
     for name, tokens in PICTURES.items():
         index = drawn(args.rows, tokens)
-        shares = [share(index, args.batch, buckets) for buckets in BUCKETS]
+        shares = [*(share(index, args.batch, buckets) for buckets in BUCKETS), least(index)]
         table.add_row(name, *(f"{found:.1%}" for found in shares))
-        for buckets, found in zip(BUCKETS, shares, strict=True):
-            lines.append({"setting": f"{name}, {buckets} buckets", "padded_share": found})
+        for heading, found in zip(headings, shares, strict=True):
+            lines.append({"setting": f"{name}, {heading}", "padded_share": found})
     rich.console.Console().print(table)
     common.write(args, sizes, lines)
 
@@ -62,6 +64,13 @@ def drawn(rows: int, picture: int) -> dict[str, np.ndarray]:
         "images": np.ones(rows, np.int64),
         "cells": np.ones(rows, np.int64),
     }
+
+
+def least(index: dict[str, np.ndarray]) -> float:
+    """The same if each row had a shape of its own: what two responses of unequal length leave."""
+    prompts, responses = index["prompt_lengths"], index["response_lengths"]
+    whole = (prompts.sum(axis=1) + 2 * responses.max(axis=1)).sum()
+    return 1.0 - (prompts.sum() + responses.sum()) / whole
 
 
 def share(index: dict[str, np.ndarray], batch: int, buckets: int) -> float:

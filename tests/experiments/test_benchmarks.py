@@ -83,6 +83,14 @@ def test_bytes_that_a_program_for_tpus_sends_worked_by_hand(benchmarks):
     assert found == {"data": {"reduce-scatter": 5 * 3 * 32}}
     with pytest.raises(ValueError, match="How often does this loop turn"):
         benchmarks("collectives").sent(TPU_HLO.replace("LT", "NE"), mesh)
+    # Devices in another order: 0, 2, 4, 6, 1, 3, 5, 7 as [2, 4].
+    turned = TPU_HLO.replace(
+        "mesh['axis_0'=4,'axis_1'=2] {'axis_0'}",
+        "mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}",
+    )
+    assert benchmarks("collectives").sent(turned, mesh) == found
+    with pytest.raises(ValueError, match="Which devices are these"):
+        benchmarks("collectives").sent(TPU_HLO.replace("'axis_0'=4", "'axis_0':(2)2"), mesh)
 
 
 @pytest.mark.slow
