@@ -137,10 +137,8 @@ def _fit(
     """
     sizes, counts = np.unique(needs, axis=0, return_counts=True)
     marks = [_marks(need) for need in needs.T]
-    offered = np.stack(np.meshgrid(*marks, indexing="ij"), axis=-1).reshape(
-        -1, 2
-    )  # the last is all
-    offered = offered[np.argsort(offered @ weights, kind="stable")]
+    offered = np.stack(np.meshgrid(*marks, indexing="ij"), axis=-1).reshape(-1, 2)
+    offered = offered[np.argsort(offered @ weights, kind="stable")]  # the last holds all
     holds = (offered[:, None] >= sizes[None]).all(axis=2)
     cost = np.where(holds, (offered @ weights)[:, None] * counts[None], np.inf)  # [offered, sizes]
     chosen: list[int] = []
