@@ -23,10 +23,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rubric_jax import config, paths
+from rubric_jax import config, paths, types
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # the axes that the rows of a batch are cut along
 
 _STATE = "params/"  # a tree with leaves under this path is a train state, any other is parameters
 
@@ -143,7 +142,7 @@ def place(mesh: jax.sharding.Mesh, rules: paths.Rules, shapes) -> tuple[Any, lis
 
 def data_shards(mesh: jax.sharding.Mesh) -> int:
     """Into how many blocks the rows of a batch are cut."""
-    return math.prod(mesh.shape[axis] for axis in ROWS)
+    return math.prod(mesh.shape[axis] for axis in types.ROWS)
 
 
 def process_block(mesh: jax.sharding.Mesh) -> tuple[int, int]:
@@ -173,7 +172,7 @@ def process_block(mesh: jax.sharding.Mesh) -> tuple[int, int]:
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The leading axis (rows, groups) cut along `data` and `fsdp`; all else replicated."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+    return NamedSharding(mesh, PartitionSpec(types.ROWS))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

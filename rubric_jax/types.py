@@ -27,6 +27,7 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 Params = Mapping[str, Any]  # nested dicts of arrays, addressed by '/'-paths (see paths.py)
+ROWS = ("data", "fsdp")  # the axes of the mesh that rows of a batch are cut along
 
 # How a config's value for a knob of a loss term reaches the term (see objectives/binding.py).
 Branch = Annotated[int, "branch"]  # given by name, read as its index in the layout

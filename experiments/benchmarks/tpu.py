@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rubric_jax import config, sharding
 from rubric_jax.models import attention
 
-CHIP, CHIPS = roofline.MACHINES["v5p-64"], 32
+POD = roofline.MACHINES["v5p-64"]
 BRANCHES = 2
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     size = dataclasses.replace(size, rows=args.rows, prompt=args.prompt)
     mesh = sharding.make(config.Mesh(data=1), chips("v5p:2x2x1")[:1])
     pairs = args.prompt**2 / 2 + BRANCHES * args.response * (args.prompt + args.response / 2)
-    arithmetic = 3 * 4 * size.rows * size.width * pairs / (CHIP.flops / CHIPS)
+    arithmetic = 3 * 4 * size.rows * size.width * pairs / (POD.flops / POD.devices)
     table = rich.table.Table(title=f"attention of a layer of the {args.model}, both passes")
     for heading in ("route", "holds MB", "moves GB", "at peak, ms", "compiled in s"):
         table.add_column(heading)
@@ -101,7 +101,7 @@ def compiled(size: common.Size, response: int, route: str, mesh: jax.sharding.Me
     return {
         "temporary_bytes": float(program.memory_analysis().temp_size_in_bytes),
         "moved_bytes": moved,
-        "moved_s": moved / (CHIP.bandwidth / CHIPS),
+        "moved_s": moved / (POD.bandwidth / POD.devices),
         "compile_s": time.perf_counter() - started,
     }
 

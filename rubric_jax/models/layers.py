@@ -14,8 +14,6 @@ from rubric_jax.models import lora, lowbit
 
 Array = types.Array
 
-ROWS = ("data", "fsdp")  # the axes of the mesh that rows are cut along
-
 
 def quick_gelu(x: Array) -> Array:
     """x * sigmoid(1.702 x), CLIP's activation."""
@@ -152,7 +150,7 @@ def shard_rows(x: Array) -> Array:
     Without the pin XLA may prefer to spread activations the way the fsdp parameters are spread.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    names = tuple(name for name in ROWS if name in mesh.axis_names)
+    names = tuple(name for name in types.ROWS if name in mesh.axis_names)
     size = math.prod(mesh.shape[name] for name in names)
     if size == 1 or x.shape[0] % size:
         return x

@@ -47,7 +47,7 @@ def rows(
     attend = functools.partial(_attend, length=length, scale=scale, cap=cap, kept=kept)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1:
-        own = tuple(name for name in layers.ROWS if name in mesh.axis_names)
+        own = tuple(name for name in types.ROWS if name in mesh.axis_names)
         if len(q) % math.prod(mesh.shape[name] for name in own):
             own = ()
         heads = PartitionSpec(own, None, "tensor" if "tensor" in mesh.axis_names else None)

@@ -1,6 +1,7 @@
 """The benchmarks' own code, on toy sizes: what they count, and what a command writes."""
 
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -91,6 +92,27 @@ def test_bytes_that_a_program_for_tpus_sends_worked_by_hand(benchmarks):
     assert benchmarks("collectives").sent(turned, mesh) == found
     with pytest.raises(ValueError, match="Which devices are these"):
         benchmarks("collectives").sent(TPU_HLO.replace("'axis_0'=4", "'axis_0':(2)2"), mesh)
+
+
+def test_padding_worked_by_hand(benchmarks):
+    padding = benchmarks("padding")
+    index = {
+        "number": np.arange(4),
+        "prompt_lengths": np.array([[16], [16], [32], [24]]),
+        "response_lengths": np.array([[16, 16], [16, 8], [16, 16], [16, 16]]),
+        "images": np.ones(4, int),
+        "cells": np.ones(4, int),
+    }
+    # Two rows of 16 + 2 x 16 tokens, 8 of them padding, and two of 32 + 2 x 16, 8 of them padding.
+    assert padding.share(index, 2, 2) == pytest.approx(16 / (2 * 48 + 2 * 64))
+    assert padding.share(index, 2, 1) == pytest.approx(48 / (4 * 64))
+    assert padding.least(index) == pytest.approx(8 / (2 * 48 + 64 + 56))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_a_compiler_for_tpus_the_error_says_what_to_install(benchmarks):
+    with pytest.raises(SystemExit, match=r"requirements-tpu\.txt"):
+        benchmarks("tpu").chips("v5p:2x2x1")
 
 
 @pytest.mark.slow

@@ -93,6 +93,15 @@ RULES = {
 }
 
 
+def ruled(branches, rule, cap):
+    """(a case of two rows, the kind of layer) under one of RULES."""
+    window, blocks = RULES[rule].get("window"), RULES[rule].get("blocks")
+    case = trees.case((4, 6), 6, branches, 3)
+    tables = case.tables._replace(blocks=None if blocks is None else jnp.array(blocks))
+    kind = attention.Kind(0.3, cap, None if window is None else jnp.int32(window))
+    return case._replace(tables=tables), kind
+
+
 @pytest.mark.parametrize(
     ("branches", "rule"),
     [
@@ -110,25 +119,16 @@ def test_tree_attention_equals_the_dense_rule_in_values_and_gradients(
 ):
     monkeypatch.setattr(attention, "_STRIP", strip)
     monkeypatch.setattr(attention, "_LARGE", large)
-    window, blocks = RULES[rule].get("window"), RULES[rule].get("blocks")
-    kind = attention.Kind(
-        0.3, 5.0 if rule == "both" else 0.0, None if window is None else jnp.int32(window)
-    )
-    case = trees.case((4, 6), 6, branches, 3)
-    tables = case.tables._replace(blocks=None if blocks is None else jnp.array(blocks))
-    trees.assert_same(attention.tree, attention.dense, case._replace(tables=tables), kind)
+    case, kind = ruled(branches, rule, cap=5.0 if rule == "both" else 0.0)
+    trees.assert_same(attention.tree, attention.dense, case, kind)
 
 
 @pytest.mark.parametrize(
     ("branches", "rule"), [(0, "causal"), (1, "causal"), (3, "causal"), *((2, r) for r in RULES)]
 )
 def test_fused_calls_equal_the_dense_rule_in_values_and_gradients(branches, rule):
-    window, blocks = RULES[rule].get("window"), RULES[rule].get("blocks")
-    kind = attention.Kind(0.3, 0.0, None if window is None else jnp.int32(window))
-    case = trees.case((4, 6), 6, branches, 3)
-    tables = case.tables._replace(blocks=None if blocks is None else jnp.array(blocks))
     fused = functools.partial(attention.tree, route="cudnn")
-    trees.assert_same(fused, attention.dense, case._replace(tables=tables), kind)
+    trees.assert_same(fused, attention.dense, *ruled(branches, rule, cap=0.0))
 
 
 def test_fused_attention_says_what_it_cannot_do(monkeypatch):
